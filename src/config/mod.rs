@@ -1,0 +1,155 @@
+//! The operator's settings: file + environment + clouds.yaml → one validated [`Settings`].
+//!
+//! Three named steps: the *file* as it is written (`file.rs`, all optional), *merged* with what
+//! the environment and clouds.yaml add (`auth.rs`), *validated* into [`Settings`], the only thing
+//! that the rest of the program sees.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use uuid::Uuid;
+
+/// The config file of the Go driver, kept.
+pub const DEFAULT_CONFIG_PATH: &str = "/var/lib/cinder/dockerdriver/config.json";
+/// Where dockerd looks for the plugin.
+pub const DEFAULT_SOCKET_PATH: &str = "/run/docker/plugins/cinder.sock";
+
+/// Everything the daemon needs to know, validated.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How to reach and authenticate at the cloud.
+    pub cloud: CloudSettings,
+    /// How this host presents itself and mounts.
+    pub host: HostSettings,
+    /// What the driver decides with.
+    pub driver: DriverSettings,
+    /// Group that owns the plugin socket (`SocketGroup`): a name or a number. `None` = root.
+    pub socket_group: Option<String>,
+}
+
+/// Identity and endpoints (`Endpoint`, `Username`, … and `OS_*`).
+#[derive(Debug, Clone)]
+pub struct CloudSettings {
+    /// Keystone's address as people write it: with `/v2.0`, `/v3`, or without a version.
+    pub endpoint: String,
+    /// Credentials.
+    pub credentials: Credentials,
+    /// What the token is scoped to. Ignored for an application credential.
+    pub scope: Scope,
+    /// Region in the catalog. Empty = the first one that has the service.
+    pub region: String,
+    /// Catalog interface: `public`, `internal` or `admin`.
+    pub interface: String,
+    /// Overrides the catalog (`BlockStorageEndpoint`), with or without the project id at its end.
+    pub block_storage_endpoint: Option<String>,
+    /// PEM bundle of extra certificate authorities (`CACert`, `OS_CACERT`).
+    pub ca_file: Option<PathBuf>,
+    /// PEM client certificate and its key (`Cert`/`Key`, `OS_CERT`/`OS_KEY`).
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
+    /// Do not verify TLS certificates (`Insecure`, `OS_INSECURE`).
+    pub insecure: bool,
+}
+
+/// Who logs in.
+#[derive(Debug, Clone)]
+pub enum Credentials {
+    /// Keystone v2.0 or v3 password.
+    Password {
+        /// Name or id of the user.
+        user: NameOrId,
+        /// Domain of a user given by name (v3). `Default`/`default` when not configured.
+        user_domain: NameOrId,
+        /// The password.
+        password: SecretString,
+    },
+    /// Keystone v3 application credential.
+    ApplicationCredential {
+        /// Name (then `user` is needed) or id of the credential.
+        credential: NameOrId,
+        /// User and its domain, for a credential given by name.
+        user: Option<(NameOrId, NameOrId)>,
+        /// Its secret.
+        secret: SecretString,
+    },
+    /// A ready-made token, rescoped by Keystone.
+    Token(SecretString),
+}
+
+/// The project of the token.
+#[derive(Debug, Clone)]
+pub enum Scope {
+    /// By id or name; a name belongs to the domain given.
+    Project {
+        /// The project (v2.0: tenant). The Go driver's `TenantID` is an id.
+        project: NameOrId,
+        /// Domain of a project given by name.
+        domain: NameOrId,
+    },
+    /// Whatever Keystone gives without asking (application credential, default project).
+    Unscoped,
+}
+
+/// Keystone finds things by one or the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameOrId {
+    /// A name.
+    Name(String),
+    /// An id.
+    Id(String),
+}
+
+/// What the host's side needs.
+#[derive(Debug, Clone)]
+pub struct HostSettings {
+    /// Where volumes are mounted, `MountPoint/NAME` (`MountPoint`).
+    pub mount_point: PathBuf,
+    /// Address given to Cinder as the connector's `ip` (`InitiatorIP`). Wins over the interface.
+    pub initiator_ip: Option<IpAddr>,
+    /// Network interface whose first global address is the connector's `ip`, or the name of an
+    /// interface record of open-iscsi (`InitiatorIFace`). `default` = the kernel's choice.
+    pub initiator_iface: String,
+    /// Host name given to Cinder as the connector's `host` (`ConnectorHost`). `None` = hostname.
+    pub connector_host: Option<String>,
+    /// UUID that Cinder shows in *Attached to* (`HostUUID`), when the operator set one.
+    pub host_uuid: Option<Uuid>,
+}
+
+/// What decisions depend on.
+#[derive(Debug, Clone)]
+pub struct DriverSettings {
+    /// Where the journal lives (`StateDir`).
+    pub state_dir: PathBuf,
+    /// GiB of a volume created without `size` (`DefaultVolSz`).
+    pub default_size: u64,
+    /// Volume type of a volume created without `type` (`DefaultVolumeType`).
+    pub default_type: Option<String>,
+    /// Filesystem of a volume created without `fs` (`DefaultFilesystem`): ext4, xfs or btrfs.
+    pub default_filesystem: String,
+    /// Which attach flow to use (`AttachFlow`).
+    pub attach_flow: AttachFlowSetting,
+    /// List every nameable volume of the project (`ListAll`).
+    pub list_all: bool,
+    /// Remove may delete volumes that this driver did not make (`RemoveForeign`).
+    pub remove_foreign: bool,
+    /// A blank volume made elsewhere may be formatted (`FormatForeign`).
+    pub format_foreign: bool,
+    /// Back end hands out unwiped blocks (`"NewVolumeBlocks": "dirty"`).
+    pub new_volumes_are_dirty: bool,
+    /// How long a Mount waits for another host to let go (`WaitForRelease`, seconds).
+    pub wait_for_release: Duration,
+    /// Sub-directory of the filesystem that containers see (`ContentDirectory`).
+    pub content_directory: String,
+}
+
+/// `AttachFlow` in the config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachFlowSetting {
+    /// HostUUID set → actions; else attachments where the cloud takes them.
+    Auto,
+    /// Always os-reserve … os-attach.
+    Actions,
+    /// Always the attachments API.
+    Attachments,
+}

@@ -1,0 +1,1 @@
+//! The socket server: accept loop, routes, one task an operation.

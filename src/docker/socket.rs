@@ -1,0 +1,1 @@
+//! The plugin socket: bind, adopt from systemd, replace a stale one, never steal a live one.

@@ -1,0 +1,1 @@
+//! Decisions: where Docker, the cloud and this host meet.

@@ -1,0 +1,1 @@
+//! The service catalog: region + interface + type → endpoint.

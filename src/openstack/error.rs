@@ -1,0 +1,64 @@
+//! What goes wrong at the cloud, in words that a person understands.
+
+use std::time::Duration;
+
+/// An error of Keystone or Cinder, or on the way to them.
+///
+/// Display says what was tried, on which object and why it failed, with Cinder's own message,
+/// the HTTP status and the request id, for example
+/// `Cinder refused to create volume "db": quota exceeded: … (HTTP 413, req-…)`.
+/// It never holds a secret.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CloudError {
+    /// What sort of failure it is: what decisions are taken on.
+    pub kind: CloudErrorKind,
+    /// The whole sentence.
+    pub message: String,
+    /// HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// Request id of the answer.
+    pub request_id: Option<String>,
+    /// The service asked to wait this long.
+    pub retry_after: Option<Duration>,
+}
+
+/// Kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloudErrorKind {
+    /// The thing does not exist (404 about the very thing that was asked for).
+    NotFound,
+    /// Cinder refused because of the volume's state (400 Invalid volume, 409).
+    InvalidState,
+    /// The attachments flow wants an instance_uuid here (clouds before Victoria).
+    NeedsInstanceUuid,
+    /// Cinder refused the request as such (other 400, unknown type 404, 406).
+    BadRequest,
+    /// Quota (413 overLimit).
+    Quota,
+    /// Not allowed (403).
+    Forbidden,
+    /// Keystone does not know these credentials (401).
+    Unauthenticated,
+    /// The catalog has no such service, region or interface.
+    Catalog,
+    /// No answer is known: time-out, broken connection after sending, 5xx, answer cut or not
+    /// understood. The request may have taken effect.
+    Ambiguous,
+    /// The request certainly did not take effect: could not connect, TLS failure, no name.
+    Unreachable,
+    /// 429 or 503 with Retry-After, after waiting as asked: did not take effect.
+    Busy,
+}
+
+impl CloudError {
+    /// Whether the request may have taken effect all the same.
+    pub fn is_ambiguous(&self) -> bool {
+        self.kind == CloudErrorKind::Ambiguous
+    }
+
+    /// Whether Cinder said positively that the thing does not exist.
+    pub fn is_not_found(&self) -> bool {
+        self.kind == CloudErrorKind::NotFound
+    }
+}

@@ -1,0 +1,1 @@
+//! Sends requests: time-outs, retries, error mapping, request ids.

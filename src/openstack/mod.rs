@@ -1,0 +1,16 @@
+//! The cloud's side: Keystone and Cinder, and nothing of hosts.
+//!
+//! [`Cloud`] is the only thing the driver uses: one method for each call that it makes.
+
+pub mod attachment;
+pub mod catalog;
+pub mod cinder;
+pub mod error;
+pub mod http;
+pub mod keystone;
+pub mod model;
+
+pub use attachment::{AttachFlow, Connection, Holder, Reservation};
+pub use cinder::Cloud;
+pub use error::{CloudError, CloudErrorKind};
+pub use model::{AttachmentInfo, CreateVolume, Snapshot, Volume, VolumePage, VolumeStatus};

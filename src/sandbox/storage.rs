@@ -1,0 +1,1 @@
+//! Volumes as sparse files, exported as loop devices or iSCSI targets.
