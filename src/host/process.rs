@@ -12,7 +12,8 @@ pub fn start_time(paths: &Paths, pid: i32) -> Option<u64> {
 
 /// The kernel's boot id: changes at every boot.
 pub fn boot_id(paths: &Paths) -> std::io::Result<String> {
-    todo!()
+    let text = std::fs::read_to_string(paths.proc.join("sys/kernel/random/boot_id"))?;
+    Ok(text.trim().to_owned())
 }
 
 /// A process in another mount namespace that still has the filesystem mounted.

@@ -47,7 +47,24 @@ pub fn parse(text: &[u8]) -> Vec<MountEntry> {
 
 /// Mounts of our own namespace (`/proc/self/mountinfo`).
 pub fn own(paths: &Paths) -> std::io::Result<Vec<MountEntry>> {
-    todo!()
+    let text = std::fs::read_to_string(paths.proc.join("self/mountinfo"))?;
+    let entry = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (major, minor) = words.get(2)?.split_once(':')?;
+        Some(MountEntry {
+            id: words.first()?.parse().ok()?,
+            device: DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? },
+            root: words.get(3)?.into(),
+            mount_point: words.get(4)?.into(),
+            options: (*words.get(5)?).to_owned(),
+            shared: None,
+            master: None,
+            fs_type: String::new(),
+            source: String::new(),
+            super_options: String::new(),
+        })
+    };
+    Ok(text.lines().filter_map(entry).collect())
 }
 
 /// The topmost mount at exactly this path, in our own namespace.

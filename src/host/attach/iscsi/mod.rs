@@ -1,6 +1,40 @@
 //! The iSCSI connector: iscsiadm for login and logout, sysfs for everything else.
+//!
+//! ```text
+//! connect     session there? ─no─▶ probe portals ▶ node record ▶ iscsiadm --login
+//!                  └──────────────────────┴▶ purge leftover ▶ scan our LUN ▶ wait ▶ verify
+//! disconnect  in use? ─no─▶ flush ▶ delete device ▶ wait ─ours, no other LUN─▶ logout ▶ drop record
+//! ```
+//!
+//! What is whose: a session is *ours* when the journal says that we opened it in this boot, or
+//! its node record has our mark (see [`node_record`]). `opened_session` of every volume on such
+//! a session is true, so the last one to leave logs out, whichever opened it. A session that
+//! somebody else opened is used, and left when we go; of its devices we remove only the one whose
+//! world-wide id we saw when we connected.
+
+mod connection;
+mod device;
+mod iscsiadm;
+mod login;
+mod multipath;
+mod node_record;
+mod session;
+mod uevent;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedMutexGuard;
+
+use self::connection::Connection;
+use self::node_record::{NodeDb, Owner};
+use self::session::Session;
+use super::Device;
+use crate::connection_info::ConnectionInfo;
+use crate::error_chain::Chain;
+use crate::host::filesystem::mountinfo::DeviceNumber;
+use crate::host::{Exec, HostError, Paths, process};
 
 /// An iSCSI LUN of this host. Lists, so that multipath needs no other shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -9,6 +43,10 @@ pub struct IscsiRecord {
     pub paths: Vec<IscsiPath>,
     /// World-wide id seen when it was connected.
     pub wwid: Option<String>,
+    /// The boot in which it was connected: sessions of another boot are gone, and one that looks
+    /// the same is not ours.
+    #[serde(default)]
+    pub boot_id: String,
 }
 
 /// One way to the volume.
@@ -20,13 +58,252 @@ pub struct IscsiPath {
     pub iqn: String,
     /// LUN.
     pub lun: u64,
-    /// We opened the session (we log out when no other LUN uses it). Set *before* the login, so a
-    /// crash in between is cleaned up.
+    /// This driver opened the session, for this volume or for another one of the same target (we
+    /// log out when no other LUN uses it).
     pub opened_session: bool,
-    /// We wrote the node record.
+    /// This driver wrote the node record.
     pub wrote_node: bool,
+}
+
+impl IscsiPath {
+    /// The same way, whatever is known about it.
+    fn is_way(&self, other: &Self) -> bool {
+        (&self.portal, &self.iqn, self.lun) == (&other.portal, &other.iqn, other.lun)
+    }
 }
 
 /// One lock a target: logins, logouts and scans of one target exclude each other.
 #[derive(Debug, Default)]
-pub struct TargetLocks {}
+pub struct TargetLocks(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+
+impl TargetLocks {
+    /// Locks all targets of a record, in the order of their names, so that two records that share
+    /// targets cannot wait for each other.
+    async fn lock(&self, record: &IscsiRecord) -> Vec<OwnedMutexGuard<()>> {
+        let targets: BTreeSet<&str> = record.paths.iter().map(|path| path.iqn.as_str()).collect();
+        let mut guards = Vec::with_capacity(targets.len());
+        for target in targets {
+            guards.push(self.of(target).lock_owned().await);
+        }
+        guards
+    }
+
+    fn of(&self, target: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = locks.get(target).and_then(Weak::upgrade) {
+            return lock;
+        }
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::default();
+        locks.insert(target.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+}
+
+/// How far a connect went: what its undoing must look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Session,
+    Device,
+}
+
+/// The connector, with what it needs of this host.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Connector<'a> {
+    pub paths: &'a Paths,
+    pub exec: &'a Exec,
+    pub iface: Option<&'a str>,
+    pub locks: &'a TargetLocks,
+}
+
+impl Connector<'_> {
+    /// Checks a connection_info; changes nothing.
+    pub fn plan(self, info: &ConnectionInfo) -> Result<IscsiRecord, HostError> {
+        let paths = connection::parse(info)?.paths;
+        Ok(IscsiRecord { paths, wwid: None, boot_id: self.boot_id()? })
+    }
+
+    /// See [`super::Attacher::connect`].
+    pub async fn connect(
+        self,
+        record: &mut IscsiRecord,
+        info: &ConnectionInfo,
+        size: u64,
+    ) -> Result<Device, HostError> {
+        let connection = connection::parse(info)?;
+        let same = record.paths.len() == connection.paths.len()
+            && record.paths.iter().zip(&connection.paths).all(|(a, b)| a.is_way(b));
+        if !same {
+            return Err(HostError::Refused {
+                what: "Cinder's connection_info names other targets than the journal".to_owned(),
+            });
+        }
+        let _guards = self.locks.lock(record).await;
+        record.boot_id = self.boot_id()?;
+        let mut stage = Stage::Session;
+        match self.connect_locked(record, &connection, size, &mut stage).await {
+            Ok(device) => Ok(device),
+            Err(cause) => Err(self.undo(record, stage, cause).await),
+        }
+    }
+
+    async fn connect_locked(
+        self,
+        record: &mut IscsiRecord,
+        connection: &Connection,
+        size: u64,
+        stage: &mut Stage,
+    ) -> Result<Device, HostError> {
+        let (index, session) = self.ensure_session(record, connection).await?;
+        let lun = record.paths[index].lun;
+        self.purge_leftover(&session, lun).await?;
+        *stage = Stage::Device;
+        let found = self.bring_in(&session, lun).await?;
+        record.wwid = found.wwid();
+        self.verify(&session, &found, size).await
+    }
+
+    async fn undo(self, record: &mut IscsiRecord, stage: Stage, cause: HostError) -> HostError {
+        let undone = match stage {
+            Stage::Session => self.close_sessions(record).await,
+            Stage::Device => self.disconnect_locked(record).await,
+        };
+        match undone {
+            Ok(()) => {
+                for path in &mut record.paths {
+                    (path.opened_session, path.wrote_node) = (false, false);
+                }
+                cause
+            }
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "cannot undo a failed attach");
+                add_to(cause, &format!("; undoing it failed too: {}", Chain(&error)))
+            }
+        }
+    }
+
+    /// See [`super::Attacher::find`].
+    pub fn find(self, record: &IscsiRecord) -> Result<Option<Device>, HostError> {
+        for (_, lun) in self.devices(record)? {
+            if let Some(disk) = &lun.disk {
+                return self.device_of(disk).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// See [`super::Attacher::disconnect`].
+    pub async fn disconnect(self, record: &IscsiRecord) -> Result<(), HostError> {
+        let _guards = self.locks.lock(record).await;
+        self.disconnect_locked(record).await
+    }
+
+    async fn disconnect_locked(self, record: &IscsiRecord) -> Result<(), HostError> {
+        let devices = self.devices(record)?;
+        // All of them first: a map above several paths must not lose one of them.
+        for (_, lun) in &devices {
+            self.release_map(lun).await?;
+            self.check_unused(lun).await?;
+        }
+        let mut flushed = Ok(());
+        for (session, lun) in &devices {
+            flushed = flushed.and(self.flush(session, lun).await?);
+            self.delete(lun).await?;
+        }
+        self.close_sessions(record).await?;
+        // Told once all is gone: nobody could do anything about it any more.
+        flushed
+    }
+
+    /// See [`super::Attacher::rescan`].
+    pub async fn rescan(self, record: &IscsiRecord) -> Result<Option<Device>, HostError> {
+        let _guards = self.locks.lock(record).await;
+        for (_, lun) in self.devices(record)? {
+            self.read_capacity(&lun).await?;
+        }
+        self.find(record)
+    }
+
+    /// The record of a device that somebody else, such as the Go driver, connected; `None` when
+    /// it is below no session. It says that we opened the session: only for a device that is
+    /// being taken over.
+    pub fn adopt(self, number: DeviceNumber) -> Result<Option<IscsiRecord>, HostError> {
+        for session in session::all(self.paths)? {
+            let Some(portal) = session.portal else { continue };
+            for lun in session.luns() {
+                let Some(disk) = &lun.disk else { continue };
+                let disks = [Some(disk.clone()), multipath::map_over(self.paths, disk)];
+                let is_it = |name: &String| {
+                    super::block::device_named(self.paths, name).is_ok_and(|d| d.number == number)
+                };
+                if disks.iter().flatten().any(is_it) {
+                    let path = IscsiPath {
+                        portal: portal.to_string(),
+                        iqn: session.iqn.clone(),
+                        lun: lun.lun,
+                        opened_session: true,
+                        wrote_node: true,
+                    };
+                    let (wwid, boot_id) = (lun.wwid(), self.boot_id()?);
+                    return Ok(Some(IscsiRecord { paths: vec![path], wwid, boot_id }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every device of the record that is there, with its session. In a session that is not ours
+    /// only the device that we saw when we connected counts.
+    fn devices(self, record: &IscsiRecord) -> Result<Vec<(Session, session::Lun)>, HostError> {
+        let sessions = session::all(self.paths)?;
+        let mut devices = Vec::new();
+        for path in &record.paths {
+            for session in sessions.iter().filter(|session| session.serves(path)) {
+                let Some(lun) = session.lun(path.lun) else { continue };
+                let seen = record.wwid.is_some() && lun.wwid() == record.wwid;
+                if seen || self.is_ours(record, path)? {
+                    devices.push((session.clone(), lun));
+                } else {
+                    tracing::warn!(
+                        target_name = path.iqn,
+                        lun = path.lun,
+                        "a device that cannot be proven ours is left alone"
+                    );
+                }
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Whether the session through this path, if there is one, was opened by this driver.
+    fn is_ours(self, record: &IscsiRecord, path: &IscsiPath) -> Result<bool, HostError> {
+        let boot_id = self.boot_id()?;
+        if path.opened_session && record.boot_id == boot_id {
+            return Ok(true);
+        }
+        Ok(self.db().owner(path)? == Owner::Us(boot_id))
+    }
+
+    fn db(self) -> NodeDb {
+        NodeDb::find(self.paths)
+    }
+
+    fn boot_id(self) -> Result<String, HostError> {
+        process::boot_id(self.paths).map_err(|source| {
+            HostError::io("read", self.paths.proc.join("sys/kernel/random/boot_id"), source)
+        })
+    }
+}
+
+/// Adds words to an error where its kind has room for them.
+fn add_to(mut error: HostError, text: &str) -> HostError {
+    match &mut error {
+        HostError::Tool { what, .. }
+        | HostError::Busy { what }
+        | HostError::Refused { what }
+        | HostError::Unsupported { what }
+        | HostError::Login { what } => what.push_str(text),
+        HostError::Io { .. } | HostError::Timeout { .. } => {}
+    }
+    error
+}
