@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +46,26 @@ pub trait VolumeDriver: Send + Sync + 'static {
         &self,
         caller: &Caller,
     ) -> Result<mpsc::Receiver<Result<Vec<Listed>, Failure>>, Failure>;
+    /// An operator's request. Without the volume's id in `confirmed` it says what it would do;
+    /// with it, it does it. Answers `ID`, `Says` (sentences) and `Done`.
+    async fn operate(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        name: &str,
+        confirmed: Option<&str>,
+    ) -> Result<Map<String, Value>, Failure>;
+}
+
+/// What an operator can ask for over the same socket, beside Docker's protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Take a volume from whoever has it.
+    Release,
+    /// Erase a volume and make a filesystem.
+    Format,
+    /// Accept the filesystem that is on a volume as its own.
+    AcceptUuid,
 }
 
 /// Who asks, and for how long.

@@ -1,1 +1,325 @@
 //! Decisions: where Docker, the cloud and this host meet.
+//!
+//! One file an operation. Each takes the volume's lock, observes, asks [`plan`] for the steps and
+//! takes them; what it does is in the [`journal`] before it is done.
+
+mod adopt;
+mod create;
+mod error;
+mod get;
+pub mod journal;
+mod list;
+mod locks;
+pub mod metadata;
+mod mount;
+mod name;
+mod operate;
+pub mod options;
+pub mod plan;
+mod prepare;
+mod recover;
+pub mod references;
+mod release;
+mod remove;
+mod resolve;
+mod unmount;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+pub use error::DriverError;
+pub use name::VolumeName;
+
+use crate::config::{DriverSettings, HostSettings};
+use crate::docker::{Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo};
+use crate::host::attach::Attacher;
+use crate::host::filesystem::mountinfo;
+use crate::host::filesystem::mount::is_healthy;
+use crate::host::identity::HostIdentity;
+use crate::host::process::{self, MountHolder};
+use crate::host::{Exec, HostError, Paths};
+use crate::openstack::Cloud;
+use journal::{Entry, Journal, MountRecord};
+use locks::Locks;
+use metadata::fs_type;
+use plan::MountState;
+
+/// How long a volume stays mounted that nobody uses: a late success that nobody collected, or
+/// what a container's mount namespace held until now.
+const IDLE_GRACE: Duration = Duration::from_secs(60);
+
+/// The driver of this host.
+#[derive(Debug)]
+pub struct Driver {
+    settings: DriverSettings,
+    mount_point: PathBuf,
+    cloud: Cloud,
+    host: Host,
+    journal: Journal,
+    volumes: Locks<Uuid>,
+    creating: Locks<String>,
+    /// When a mount lost its last user.
+    idle: Mutex<HashMap<Uuid, Instant>>,
+    /// Wakes the background work that finishes what operations left.
+    work: Notify,
+}
+
+/// This machine.
+#[derive(Debug)]
+struct Host {
+    paths: Paths,
+    exec: Exec,
+    identity: HostIdentity,
+    attacher: Attacher,
+    boot_id: String,
+    has_own_uuid: bool,
+}
+
+impl Driver {
+    /// A driver with its journal open. Touches no network.
+    pub fn new(
+        settings: DriverSettings,
+        host: &HostSettings,
+        cloud: Cloud,
+        paths: Paths,
+    ) -> Result<Self, DriverError> {
+        let exec = Exec::new(&paths);
+        let identity = HostIdentity::discover(&paths, host)?;
+        for warning in identity.warnings(&paths, host) {
+            tracing::warn!("{warning}");
+        }
+        let boot_id = process::boot_id(&paths)
+            .map_err(|source| HostError::io("read", paths.proc.join("sys/kernel/random/boot_id"), source))?;
+        let attacher = Attacher::new(paths.clone(), exec.clone(), &identity);
+        let journal = Journal::open(&settings.state_dir)?;
+        let has_own_uuid = host.host_uuid.is_some();
+        Ok(Self {
+            settings,
+            mount_point: host.mount_point.clone(),
+            cloud,
+            host: Host { paths, exec, identity, attacher, boot_id, has_own_uuid },
+            journal,
+            volumes: Locks::default(),
+            creating: Locks::default(),
+            idle: Mutex::default(),
+            work: Notify::new(),
+        })
+    }
+
+    /// Where the journal is.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The mount that a record speaks of, if the kernel still has it: same path, same device.
+    fn kernel_mount(&self, record: &MountRecord) -> Result<Option<mountinfo::MountEntry>, DriverError> {
+        let found = mountinfo::at(&self.host.paths, &record.at).map_err(|source| {
+            HostError::io("read", self.host.paths.proc.join("self/mountinfo"), source)
+        })?;
+        Ok(found.filter(|entry| entry.device == record.device))
+    }
+
+    /// Whether the volume is mounted here, by the kernel's word. Touches no device.
+    fn is_mounted(&self, entry: &Entry) -> Result<bool, DriverError> {
+        match &entry.mount {
+            Some(record) => Ok(self.kernel_mount(record)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// The directory that containers get, of a volume that is mounted here.
+    fn mounted_directory(&self, entry: &Entry) -> Result<Option<PathBuf>, DriverError> {
+        Ok(if self.is_mounted(entry)? {
+            entry.mount.as_ref().and_then(|record| record.directory.clone())
+        } else {
+            None
+        })
+    }
+
+    async fn mount_state(&self, entry: &Entry) -> Result<MountState, DriverError> {
+        let Some(record) = &entry.mount else { return Ok(MountState::None) };
+        let Some(mounted) = self.kernel_mount(record)? else { return Ok(MountState::Gone) };
+        let device = match &entry.device {
+            Some(device) => self.host.attacher.find(device).await?,
+            None => None,
+        };
+        let runs = device.is_some_and(|device| device.running);
+        Ok(if entry.is_complete() && runs && is_healthy(&mounted, record.read_only) {
+            MountState::Healthy
+        } else {
+            MountState::Broken
+        })
+    }
+
+    /// Other mount namespaces that hold the volume's filesystem.
+    async fn holders(&self, record: &MountRecord) -> Vec<MountHolder> {
+        let (paths, device, at) = (self.host.paths.clone(), record.device, record.at.clone());
+        let found = tokio::task::spawn_blocking(move || process::mount_holders(&paths, device, &at));
+        // A search that failed must count as found: what is held must not be let go.
+        found.await.unwrap_or_else(|_| {
+            vec![MountHolder { pid: 0, command: "unknown".into(), mount_point: String::new() }]
+        })
+    }
+
+    /// Whether an engine's process still runs.
+    fn lives(&self, engine: Engine) -> bool {
+        process::start_time(&self.host.paths, engine.pid) == Some(engine.start_time)
+    }
+
+    /// What Cinder's clients show as the device: says which host has it, and where.
+    fn shown_mountpoint(&self, at: &std::path::Path) -> String {
+        let text = format!("{}:{}", self.host.identity.host, at.display());
+        text.chars().take(255).collect()
+    }
+
+    fn set_idle(&self, id: Uuid, idle: bool) {
+        let mut map = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle {
+            map.entry(id).or_insert_with(Instant::now);
+        } else {
+            map.remove(&id);
+        }
+        drop(map);
+        self.work.notify_one();
+    }
+
+    fn set_idle_quietly(&self, id: Uuid) {
+        let mut map = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        map.entry(id).or_insert_with(Instant::now);
+    }
+
+    fn idle_since(&self, id: Uuid) -> Option<Instant> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    }
+
+    fn default_fs(&self) -> crate::host::filesystem::probe::FsType {
+        // The config was validated; ext4 is the documented default.
+        fs_type(&self.settings.default_filesystem)
+            .unwrap_or(crate::host::filesystem::probe::FsType::Ext4)
+    }
+}
+
+/// Names the operation in an error and tells the journal's volume about it.
+fn log_outcome<T>(
+    action: &'static str,
+    name: &str,
+    started: Instant,
+    result: Result<T, DriverError>,
+) -> Result<T, Failure> {
+    let elapsed_ms = started.elapsed().as_millis();
+    match result {
+        Ok(value) => {
+            tracing::info!(volume = name, elapsed_ms, "{action}");
+            Ok(value)
+        }
+        Err(error) => {
+            let failure = Failure::from(error.during(action, name));
+            tracing::error!(volume = name, elapsed_ms, "{}", failure.message);
+            Err(failure)
+        }
+    }
+}
+
+#[async_trait]
+impl VolumeDriver for Arc<Driver> {
+    async fn create(
+        &self,
+        caller: &Caller,
+        name: &str,
+        options: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
+        let started = Instant::now();
+        log_outcome("create", name, started, Box::pin(self.create_volume(caller, name, options)).await)
+    }
+
+    async fn remove(&self, caller: &Caller, name: &str) -> Result<(), Failure> {
+        let started = Instant::now();
+        log_outcome("remove", name, started, Box::pin(self.remove_volume(caller, name)).await)
+    }
+
+    async fn mount(&self, caller: &Caller, name: &str, id: &str) -> Result<PathBuf, Failure> {
+        let started = Instant::now();
+        log_outcome("mount", name, started, Box::pin(self.mount_volume(caller, name, id)).await)
+    }
+
+    async fn mount_uncollected(&self, name: &str, id: &str) {
+        self.take_reference_back(name, id).await;
+    }
+
+    async fn unmount(&self, caller: &Caller, name: &str, id: &str) -> Result<(), Failure> {
+        let started = Instant::now();
+        log_outcome("unmount", name, started, Box::pin(self.unmount_volume(caller, name, id)).await)
+    }
+
+    async fn path(&self, name: &str) -> Result<Option<PathBuf>, Failure> {
+        Ok(self.path_of(name).map_err(|error| error.during("find the path of", name))?)
+    }
+
+    async fn get(&self, caller: &Caller, name: &str) -> Result<VolumeInfo, Failure> {
+        Ok(self.get_volume(caller, name).await.map_err(|error| {
+            tracing::debug!(volume = name, "{}", crate::error_chain::Chain(&error));
+            error.during("look up", name)
+        })?)
+    }
+
+    async fn list(
+        &self,
+        _caller: &Caller,
+    ) -> Result<mpsc::Receiver<Result<Vec<Listed>, Failure>>, Failure> {
+        Ok(Driver::list_volumes(self))
+    }
+
+    async fn operate(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        name: &str,
+        confirmed: Option<&str>,
+    ) -> Result<Map<String, Value>, Failure> {
+        let action = match operation {
+            Operation::Release => "release",
+            Operation::Format => "format",
+            Operation::AcceptUuid => "accept the UUID of",
+        };
+        let started = Instant::now();
+        let done = Box::pin(self.operate_on(caller, operation, name, confirmed)).await;
+        log_outcome(action, name, started, done)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::openstack::{Volume, VolumeStatus};
+    use uuid::Uuid;
+
+    /// An available volume of ours with nothing special about it.
+    pub(crate) fn volume(name: &str) -> Volume {
+        Volume {
+            id: Uuid::new_v4(),
+            name: name.to_owned(),
+            status: VolumeStatus::Available,
+            size: 1,
+            volume_type: None,
+            availability_zone: None,
+            description: None,
+            metadata: std::collections::BTreeMap::new(),
+            attachments: Vec::new(),
+            bootable: false,
+            encrypted: false,
+            multiattach: false,
+            snapshot_id: None,
+            source_volid: None,
+            from_image: false,
+            created_at: "2026-11-22T02:24:00.419476".to_owned(),
+            updated_at: None,
+        }
+    }
+}

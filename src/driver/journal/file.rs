@@ -1,0 +1,80 @@
+//! Small JSON files that survive a power cut.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Creates a directory and its parents for root alone.
+pub fn create_private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Opens a file of ours for root alone, never through a symbolic link.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+}
+
+/// Replaces a file: temp + fsync + rename + fsync(directory).
+pub async fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    let path = path.to_owned();
+    blocking(move || {
+        let temporary = path.with_extension("new");
+        let mut file = open_private(&temporary)?;
+        file.set_len(0)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        sync_parent(&path)
+    })
+    .await
+}
+
+/// Removes a file for good; one that isn't there is fine.
+pub async fn remove(path: &Path) -> io::Result<()> {
+    let path = path.to_owned();
+    blocking(move || match std::fs::remove_file(&path) {
+        Ok(()) => sync_parent(&path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    })
+    .await
+}
+
+/// Every `*.json` of a directory with its value, or what is wrong with it.
+pub fn read_all<T: DeserializeOwned>(
+    directory: &Path,
+) -> io::Result<Vec<(PathBuf, Result<T, String>)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let value = std::fs::read(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
+            found.push((path, value));
+        }
+    }
+    Ok(found)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}

@@ -1,0 +1,367 @@
+//! What this host has done and is about to do, one small JSON file a volume.
+//!
+//! Written by temp + fsync + rename + fsync(directory) before each step that cannot be taken back
+//! (intent) and after it (fact). It is a hint that says where to look: the kernel and Cinder are
+//! the truth. An entry that cannot be read, or of an unknown version, blocks only its volume.
+
+mod entry;
+mod file;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{Flock, FlockArg};
+use uuid::Uuid;
+
+pub use entry::{
+    AttachmentRecord, AttachmentStage, Creation, Entry, Facts, Formatting, MountRecord, Reference,
+    VERSION,
+};
+
+use super::locks::Locks;
+
+/// Why the journal could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// A file or directory could not be read or written.
+    #[error("cannot {action} the journal {}", path.display())]
+    Io {
+        /// `read`, `write`, …
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon uses it.
+    #[error(
+        "another cinder-docker-driver uses {}: stop it, or give this one its own StateDir",
+        path.display()
+    )]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// An entry that makes no sense; only its volume is affected.
+    #[error(
+        "the journal entry {} cannot be used ({reason}); nothing is done to this volume until it \
+         is moved away: what it described is then found again from the kernel and Cinder",
+        path.display()
+    )]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The journal of this host. The directory is locked while it is open.
+#[derive(Debug)]
+pub struct Journal {
+    directory: PathBuf,
+    entries: Mutex<HashMap<Uuid, Arc<Entry>>>,
+    unusable: HashMap<Uuid, (PathBuf, String)>,
+    creations: Mutex<HashMap<Uuid, Creation>>,
+    writing: Locks<Uuid>,
+    _lock: Flock<std::fs::File>,
+}
+
+impl Journal {
+    /// Locks and reads `directory`, which is created (0700) if need be. Blocks for as long as
+    /// reading takes; called once, at start.
+    pub fn open(directory: &Path) -> Result<Self, JournalError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| JournalError::Io { action, path, source }
+        };
+        for sub in ["volumes", "creations"] {
+            let path = directory.join(sub);
+            file::create_private_dir(&path).map_err(io("create", &path))?;
+        }
+        let lock_path = directory.join("lock");
+        let lock = file::open_private(&lock_path).map_err(io("open", &lock_path))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| JournalError::Locked { path: directory.to_owned() })?;
+        let volumes = directory.join("volumes");
+        let (entries, unusable) = read_entries(&volumes).map_err(io("read", &volumes))?;
+        let path = directory.join("creations");
+        let creations = file::read_all::<Creation>(&path)
+            .map_err(io("read", &path))?
+            .into_iter()
+            .filter_map(|(path, creation)| match creation {
+                Ok(creation) if creation.version == VERSION => Some((creation.nonce, creation)),
+                _ => {
+                    tracing::warn!(path = %path.display(), "a creation that cannot be read is left alone");
+                    None
+                }
+            })
+            .collect();
+        Ok(Self {
+            directory: directory.to_owned(),
+            entries: Mutex::new(entries),
+            unusable,
+            creations: Mutex::new(creations),
+            writing: Locks::default(),
+            _lock: lock,
+        })
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The entry of a volume; `None` when nothing is known. An unusable entry is an error.
+    pub fn get(&self, id: Uuid) -> Result<Option<Arc<Entry>>, JournalError> {
+        if let Some((path, reason)) = self.unusable.get(&id) {
+            return Err(JournalError::Unusable { path: path.clone(), reason: reason.clone() });
+        }
+        Ok(self.lock_entries().get(&id).cloned())
+    }
+
+    /// Every usable entry.
+    pub fn all(&self) -> Vec<Arc<Entry>> {
+        self.lock_entries().values().cloned().collect()
+    }
+
+    /// The volumes whose entries cannot be used: id, file and reason.
+    pub fn unusable(&self) -> impl Iterator<Item = (Uuid, &Path, &str)> {
+        self.unusable.iter().map(|(id, (path, reason))| (*id, path.as_path(), reason.as_str()))
+    }
+
+    /// The entry that answers to a Docker name here.
+    pub fn by_name(&self, name: &str) -> Option<Arc<Entry>> {
+        let entries = self.lock_entries();
+        // A name can pass from one volume to another; what is mounted here answers to it.
+        let mut found = entries.values().filter(|entry| entry.names.contains(name));
+        let first = found.next()?;
+        Some(found.find(|entry| entry.mount.is_some()).unwrap_or(first).clone())
+    }
+
+    /// Changes an entry, on disk first. When the disk refuses, nothing has changed.
+    pub async fn update(
+        &self,
+        id: Uuid,
+        change: impl FnOnce(&mut Entry),
+    ) -> Result<Arc<Entry>, JournalError> {
+        let _writing = self.writing.lock(&id).await;
+        let (entry, changed) = self.changed(id, change)?;
+        if changed {
+            let path = self.path_of(id);
+            file::write(&path, &*entry)
+                .await
+                .map_err(|source| JournalError::Io { action: "write", path, source })?;
+            self.lock_entries().insert(id, entry.clone());
+        }
+        Ok(entry)
+    }
+
+    /// Changes an entry; a disk that refuses does not stop it. For letting go: a full disk must
+    /// not keep a volume mounted. The file is then behind, on the safe side: it names what may
+    /// still have to be undone, and undoing twice does no harm.
+    pub async fn update_regardless(
+        &self,
+        id: Uuid,
+        change: impl FnOnce(&mut Entry),
+    ) -> Result<Arc<Entry>, JournalError> {
+        let _writing = self.writing.lock(&id).await;
+        let (entry, changed) = self.changed(id, change)?;
+        if changed {
+            if let Err(error) = file::write(&self.path_of(id), &*entry).await {
+                tracing::error!(volume_id = %id, %error, "the journal could not be written");
+            }
+            self.lock_entries().insert(id, entry.clone());
+        }
+        Ok(entry)
+    }
+
+    /// Forgets a volume: it is gone, and nothing is held for it.
+    pub async fn forget(&self, id: Uuid) -> Result<(), JournalError> {
+        let _writing = self.writing.lock(&id).await;
+        self.lock_entries().remove(&id);
+        let path = self.path_of(id);
+        file::remove(&path)
+            .await
+            .map_err(|source| JournalError::Io { action: "remove", path, source })
+    }
+
+    /// Notes a creation before its POST.
+    pub async fn begin_creation(&self, creation: Creation) -> Result<(), JournalError> {
+        let path = self.creation_path(creation.nonce);
+        file::write(&path, &creation)
+            .await
+            .map_err(|source| JournalError::Io { action: "write", path, source })?;
+        self.lock_creations().insert(creation.nonce, creation);
+        Ok(())
+    }
+
+    /// The creation is over, one way or the other.
+    pub async fn end_creation(&self, nonce: Uuid) {
+        self.lock_creations().remove(&nonce);
+        if let Err(error) = file::remove(&self.creation_path(nonce)).await {
+            tracing::warn!(%nonce, %error, "a finished creation could not be removed from the journal");
+        }
+    }
+
+    /// Creations that have begun and not ended.
+    pub fn creations(&self) -> Vec<Creation> {
+        self.lock_creations().values().cloned().collect()
+    }
+
+    fn changed(
+        &self,
+        id: Uuid,
+        change: impl FnOnce(&mut Entry),
+    ) -> Result<(Arc<Entry>, bool), JournalError> {
+        let old = self.get(id)?;
+        let mut entry = old.as_deref().cloned().unwrap_or_else(|| Entry::new(id));
+        change(&mut entry);
+        let changed = old.as_deref() != Some(&entry);
+        Ok((Arc::new(entry), changed))
+    }
+
+    fn path_of(&self, id: Uuid) -> PathBuf {
+        self.directory.join("volumes").join(format!("{id}.json"))
+    }
+
+    fn creation_path(&self, nonce: Uuid) -> PathBuf {
+        self.directory.join("creations").join(format!("{nonce}.json"))
+    }
+
+    fn lock_entries(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_creations(&self) -> MutexGuard<'_, HashMap<Uuid, Creation>> {
+        self.creations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads the entries of a journal without locking it: for `status`, beside a running daemon.
+/// Entries that cannot be used come with the reason.
+pub fn peek(directory: &Path) -> io::Result<Vec<(PathBuf, Result<Entry, String>)>> {
+    let entries = file::read_all::<Entry>(&directory.join("volumes"))?;
+    Ok(entries.into_iter().map(|(path, entry)| (path, entry.and_then(check_version))).collect())
+}
+
+type Entries = HashMap<Uuid, Arc<Entry>>;
+type Unusable = HashMap<Uuid, (PathBuf, String)>;
+
+fn read_entries(directory: &Path) -> io::Result<(Entries, Unusable)> {
+    let mut usable = HashMap::new();
+    let mut unusable = HashMap::new();
+    for (path, entry) in file::read_all::<Entry>(directory)? {
+        let id = path.file_stem().and_then(|stem| Uuid::parse_str(&stem.to_string_lossy()).ok());
+        match (id, entry.and_then(check_version)) {
+            (Some(id), Ok(entry)) if entry.volume_id == id => {
+                usable.insert(id, Arc::new(entry));
+            }
+            (Some(id), Ok(entry)) => {
+                let reason = format!("it speaks of volume {}", entry.volume_id);
+                unusable.insert(id, (path, reason));
+            }
+            (Some(id), Err(reason)) => {
+                tracing::error!(path = %path.display(), reason, "a journal entry cannot be used; its volume is left alone");
+                unusable.insert(id, (path, reason));
+            }
+            (None, _) => {
+                tracing::warn!(path = %path.display(), "a file in the journal is not named after a volume");
+            }
+        }
+    }
+    Ok((usable, unusable))
+}
+
+fn check_version(entry: Entry) -> Result<Entry, String> {
+    if entry.version == VERSION {
+        Ok(entry)
+    } else {
+        Err(format!("its version is {}, this driver writes {VERSION}", entry.version))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_written_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = Uuid::new_v4();
+        let journal = Journal::open(dir.path()).unwrap();
+        journal
+            .update(id, |entry| {
+                entry.names.insert("web".into());
+            })
+            .await
+            .unwrap();
+        drop(journal);
+        let journal = Journal::open(dir.path()).unwrap();
+        assert_eq!(journal.by_name("web").unwrap().volume_id, id);
+        journal.forget(id).await.unwrap();
+        drop(journal);
+        assert!(Journal::open(dir.path()).unwrap().all().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_or_newer_entry_blocks_only_its_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, torn, newer) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
+        let journal = Journal::open(dir.path()).unwrap();
+        journal.update(good, |entry| entry.last_error = Some("x".into())).await.unwrap();
+        drop(journal);
+        let volumes = dir.path().join("volumes");
+        std::fs::write(volumes.join(format!("{torn}.json")), "{\"version\":1,").unwrap();
+        let text = serde_json::to_string(&Entry { version: 2, ..Entry::new(newer) }).unwrap();
+        std::fs::write(volumes.join(format!("{newer}.json")), text).unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        assert!(journal.get(good).unwrap().is_some());
+        assert!(journal.get(torn).is_err());
+        let error = journal.get(newer).unwrap_err().to_string();
+        assert!(error.contains("version is 2"), "{error}");
+        assert!(journal.update(torn, |_| ()).await.is_err());
+    }
+
+    #[test]
+    fn two_daemons_cannot_share_a_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = Journal::open(dir.path()).unwrap();
+        assert!(matches!(Journal::open(dir.path()), Err(JournalError::Locked { .. })));
+    }
+
+    #[tokio::test]
+    async fn nobody_else_may_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&dir.path().join("state")).unwrap();
+        let id = Uuid::new_v4();
+        journal.update(id, |entry| entry.boot_id = "b".into()).await.unwrap();
+        for (path, mode) in [
+            (journal.directory().to_owned(), 0o700),
+            (journal.directory().join("volumes"), 0o700),
+            (journal.path_of(id), 0o600),
+        ] {
+            let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode, "{}", path.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_refuses_leaves_the_entry_as_it_was_but_lets_go_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let id = Uuid::new_v4();
+        journal.update(id, |entry| entry.boot_id = "1".into()).await.unwrap();
+        std::fs::remove_dir_all(dir.path().join("volumes")).unwrap();
+        std::fs::write(dir.path().join("volumes"), "in the way").unwrap();
+        assert!(journal.update(id, |entry| entry.boot_id = "2".into()).await.is_err());
+        assert_eq!(journal.get(id).unwrap().unwrap().boot_id, "1");
+        journal.update_regardless(id, |entry| entry.boot_id = "3".into()).await.unwrap();
+        assert_eq!(journal.get(id).unwrap().unwrap().boot_id, "3");
+    }
+}

@@ -1,0 +1,91 @@
+//! List: what this driver made, what is mounted here, and every name known here.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{Driver, DriverError, VolumeName, metadata};
+use crate::docker::{Failure, Listed};
+use crate::openstack::{Volume, VolumeStatus};
+
+impl Driver {
+    /// All volumes, page by page: one page is in memory at a time.
+    pub(super) fn list_volumes(
+        driver: &Arc<Self>,
+    ) -> mpsc::Receiver<Result<Vec<Listed>, Failure>> {
+        let (sender, receiver) = mpsc::channel(1);
+        let driver = Arc::clone(driver);
+        tokio::spawn(async move {
+            if let Err(error) = driver.send_pages(&sender).await {
+                let message = crate::error_chain::Chain(&error).to_string();
+                tracing::error!("cannot list volumes: {message}");
+                let failure =
+                    Failure { bad_request: false, message: format!("cannot list volumes: {message}") };
+                // A receiver that is gone needs no answer.
+                sender.send(Err(failure)).await.ok();
+            }
+        });
+        receiver
+    }
+
+    async fn send_pages(
+        &self,
+        sender: &mpsc::Sender<Result<Vec<Listed>, Failure>>,
+    ) -> Result<(), DriverError> {
+        // What is held here is listed first: it is true whatever Cinder says.
+        let mut listed = HashSet::new();
+        let mut batch = Vec::new();
+        for entry in self.journal.all() {
+            if entry.mount.is_some() {
+                let directory = self.mounted_directory(&entry)?;
+                for name in &entry.names {
+                    if listed.insert(name.clone()) {
+                        batch.push(Listed {
+                            name: name.clone(),
+                            mountpoint: directory.as_ref().map(|path| path.display().to_string()),
+                        });
+                    }
+                }
+            }
+        }
+        let mut next = None;
+        loop {
+            let page = self.cloud.list_page(next.as_deref()).await?;
+            for volume in page.volumes {
+                for name in self.names_of(&volume) {
+                    // Only names that may come again are remembered, not those of the project.
+                    if !listed.contains(&name) {
+                        batch.push(Listed { name, mountpoint: None });
+                    }
+                }
+            }
+            if sender.send(Ok(std::mem::take(&mut batch))).await.is_err() || page.next.is_none() {
+                return Ok(());
+            }
+            next = page.next;
+        }
+    }
+
+    /// The Docker names under which a volume is listed.
+    fn names_of(&self, volume: &Volume) -> Vec<String> {
+        if volume.status == VolumeStatus::Deleting {
+            return Vec::new();
+        }
+        let mut names = Vec::new();
+        let known = self.journal.get(volume.id).ok().flatten();
+        let nameable = VolumeName::is_valid(&volume.name);
+        if nameable && (self.settings.list_all || metadata::is_ours(volume)) {
+            names.push(volume.name.clone());
+        }
+        if let Some(entry) = known {
+            let id = volume.id.to_string();
+            for name in &entry.names {
+                if (*name == volume.name || *name == id) && !names.contains(name) {
+                    names.push(name.clone());
+                }
+            }
+        }
+        names
+    }
+}

@@ -1,0 +1,220 @@
+//! What we keep in a volume's metadata, so that every host knows it.
+//!
+//! ```text
+//! docker.nonce      who made it: proves that a creation is ours
+//! docker.format     unformatted → formatting:UUID → formatted:UUID
+//! docker.directory  what containers see: a sub-directory's name, or "/" for the root
+//! docker.connector  actions flow: who attached it, so that another host can release it
+//! docker.fs …       create options that matter at a later Mount, on any host
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::DriverError;
+use crate::host::filesystem::probe::FsType;
+use crate::openstack::Volume;
+
+/// The Go driver's only mark; new volumes get it too unless `description` is given.
+pub const DESCRIPTION: &str = "Docker volume.";
+/// Keys of ours begin with this; the `metadata` option may not set them.
+pub const PREFIX: &str = "docker.";
+/// Proves that a creation is ours.
+pub const NONCE: &str = "docker.nonce";
+/// Format state.
+pub const FORMAT: &str = "docker.format";
+/// What containers see.
+pub const DIRECTORY: &str = "docker.directory";
+/// Who attached it (actions flow).
+pub const CONNECTOR: &str = "docker.connector";
+/// Create option `fs`.
+pub const FS: &str = "docker.fs";
+/// Create option `mkfs_opts`.
+pub const MKFS_OPTS: &str = "docker.mkfs_opts";
+/// Create option `mount_opts`.
+pub const MOUNT_OPTS: &str = "docker.mount_opts";
+/// Create option `read_only`.
+pub const READ_ONLY: &str = "docker.read_only";
+/// Create option `partition`.
+pub const PARTITION: &str = "docker.partition";
+/// Create option `uid`.
+pub const UID: &str = "docker.uid";
+/// Create option `gid`.
+pub const GID: &str = "docker.gid";
+/// Create option `mode`, octal.
+pub const MODE: &str = "docker.mode";
+
+/// How far a volume of ours got in being formatted. A filesystem of another UUID than the one
+/// recorded is refused: it is an old tenant's blocks, or the wrong LUN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FormatState {
+    /// Created blank, never formatted.
+    Unformatted,
+    /// mkfs may have begun, with this UUID.
+    Formatting(Uuid),
+    /// mkfs is done; this is the filesystem.
+    Formatted(Uuid),
+}
+
+impl FormatState {
+    /// The recorded state; `None` for volumes that carry none (made elsewhere, from a source, or
+    /// by the Go driver).
+    pub fn of(volume: &Volume) -> Result<Option<Self>, DriverError> {
+        let Some(text) = volume.metadata.get(FORMAT) else { return Ok(None) };
+        let parsed = match text.split_once(':') {
+            None if text == "unformatted" => Some(Self::Unformatted),
+            Some(("formatting", uuid)) => Uuid::parse_str(uuid).ok().map(Self::Formatting),
+            Some(("formatted", uuid)) => Uuid::parse_str(uuid).ok().map(Self::Formatted),
+            _ => None,
+        };
+        parsed.map(Some).ok_or_else(|| {
+            DriverError::Refused(format!(
+                "its metadata says {FORMAT}=\"{}\", which this driver does not understand; it is \
+                 left alone",
+                text.escape_debug()
+            ))
+        })
+    }
+}
+
+impl fmt::Display for FormatState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unformatted => f.write_str("unformatted"),
+            Self::Formatting(uuid) => write!(f, "formatting:{uuid}"),
+            Self::Formatted(uuid) => write!(f, "formatted:{uuid}"),
+        }
+    }
+}
+
+/// Whether this driver, or the Go driver, made the volume.
+pub fn is_ours(volume: &Volume) -> bool {
+    volume.metadata.contains_key(NONCE) || volume.description.as_deref() == Some(DESCRIPTION)
+}
+
+/// The nonce of a volume that this driver made.
+pub fn nonce(volume: &Volume) -> Option<Uuid> {
+    volume.metadata.get(NONCE).and_then(|nonce| Uuid::parse_str(nonce).ok())
+}
+
+/// Create options that matter at a later Mount, on any host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MountSettings {
+    /// Filesystem to make; `None` = the host's default.
+    pub fs: Option<FsType>,
+    /// `mkfs_opts` as given.
+    pub mkfs_opts: Option<String>,
+    /// `mount_opts` as given.
+    pub mount_opts: Option<String>,
+    /// Attach and mount read-only.
+    pub read_only: bool,
+    /// Which partition.
+    pub partition: Option<u32>,
+    /// Owner of the new content directory.
+    pub uid: Option<u32>,
+    /// Group of the new content directory.
+    pub gid: Option<u32>,
+    /// Mode of the new content directory.
+    pub mode: Option<u32>,
+}
+
+impl MountSettings {
+    /// As metadata.
+    pub fn to_metadata(&self) -> BTreeMap<String, String> {
+        let mut metadata = BTreeMap::new();
+        let mut set = |key: &str, value: Option<String>| {
+            if let Some(value) = value {
+                metadata.insert(key.to_owned(), value);
+            }
+        };
+        set(FS, self.fs.map(|fs| fs.to_string()));
+        set(MKFS_OPTS, self.mkfs_opts.clone());
+        set(MOUNT_OPTS, self.mount_opts.clone());
+        set(READ_ONLY, self.read_only.then(|| "true".to_owned()));
+        set(PARTITION, self.partition.map(|n| n.to_string()));
+        set(UID, self.uid.map(|n| n.to_string()));
+        set(GID, self.gid.map(|n| n.to_string()));
+        set(MODE, self.mode.map(|mode| format!("{mode:04o}")));
+        metadata
+    }
+
+    /// From metadata. What does not parse is an error, for somebody meant something by it.
+    pub fn of(volume: &Volume) -> Result<Self, DriverError> {
+        let get = |key: &'static str| volume.metadata.get(key).map(String::as_str);
+        Ok(Self {
+            fs: parse(FS, get(FS), |text| fs_type(text))?,
+            mkfs_opts: get(MKFS_OPTS).map(str::to_owned),
+            mount_opts: get(MOUNT_OPTS).map(str::to_owned),
+            read_only: get(READ_ONLY) == Some("true"),
+            partition: parse(PARTITION, get(PARTITION), |text| text.parse().ok())?,
+            uid: parse(UID, get(UID), |text| text.parse().ok())?,
+            gid: parse(GID, get(GID), |text| text.parse().ok())?,
+            mode: parse(MODE, get(MODE), |text| u32::from_str_radix(text, 8).ok())?,
+        })
+    }
+}
+
+/// A filesystem type by its name.
+pub fn fs_type(name: &str) -> Option<FsType> {
+    match name {
+        "ext4" => Some(FsType::Ext4),
+        "xfs" => Some(FsType::Xfs),
+        "btrfs" => Some(FsType::Btrfs),
+        _ => None,
+    }
+}
+
+fn parse<T>(
+    key: &str,
+    value: Option<&str>,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, DriverError> {
+    let Some(value) = value else { return Ok(None) };
+    parse(value).map(Some).ok_or_else(|| {
+        DriverError::Refused(format!(
+            "its metadata says {key}=\"{}\", which makes no sense; correct it in Cinder",
+            value.escape_debug()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_survive_the_way_through_cinder() {
+        let settings = MountSettings {
+            fs: Some(FsType::Xfs),
+            mkfs_opts: Some("-m reflink=0".into()),
+            mount_opts: Some("noatime".into()),
+            read_only: true,
+            partition: Some(2),
+            uid: Some(999),
+            gid: Some(0),
+            mode: Some(0o2770),
+        };
+        let mut volume = crate::driver::tests::volume("v");
+        volume.metadata = settings.to_metadata();
+        assert_eq!(MountSettings::of(&volume).unwrap(), settings);
+    }
+
+    #[test]
+    fn a_format_state_that_is_not_understood_is_refused() {
+        let mut volume = crate::driver::tests::volume("v");
+        assert_eq!(FormatState::of(&volume).unwrap(), None);
+        for text in ["", "formatted", "formatted:x", "blank", "formatting:"] {
+            volume.metadata.insert(FORMAT.into(), text.into());
+            assert!(FormatState::of(&volume).is_err(), "{text}");
+        }
+        let uuid = Uuid::new_v4();
+        for state in
+            [FormatState::Unformatted, FormatState::Formatting(uuid), FormatState::Formatted(uuid)]
+        {
+            volume.metadata.insert(FORMAT.into(), state.to_string());
+            assert_eq!(FormatState::of(&volume).unwrap(), Some(state));
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Who uses a mount: a count for each (engine, id).
+//!
+//! References of an engine that lives are believed. Those of one that is gone count only while
+//! some other mount namespace still holds the filesystem.
+
+use super::journal::Reference;
+use crate::docker::Engine;
+
+/// Counts one more for this id.
+pub fn add(references: &mut Vec<Reference>, id: &str, engine: Option<Engine>) {
+    match references.iter_mut().find(|r| r.id == id && r.engine == engine) {
+        Some(reference) => reference.count = reference.count.saturating_add(1),
+        None => references.push(Reference { id: id.to_owned(), engine, count: 1 }),
+    }
+}
+
+/// Counts one less for this id: the engine's own count first, otherwise that of an engine before
+/// it (with live-restore the next engine unmounts what the last one mounted). Whether there was
+/// one.
+pub fn take(references: &mut Vec<Reference>, id: &str, engine: Option<Engine>) -> bool {
+    let own = references.iter().position(|r| r.id == id && r.engine == engine);
+    let Some(at) = own.or_else(|| references.iter().position(|r| r.id == id)) else { return false };
+    references[at].count = references[at].count.saturating_sub(1);
+    if references[at].count == 0 {
+        references.remove(at);
+    }
+    true
+}
+
+/// Whether some reference is of an engine that is gone, so that only the kernel can tell.
+pub fn any_orphans(references: &[Reference], lives: impl Fn(Engine) -> bool) -> bool {
+    references.iter().any(|r| r.engine.is_some_and(|engine| !lives(engine)))
+}
+
+/// Drops the references of engines that are gone. For when nobody else holds the filesystem.
+pub fn drop_orphans(references: &mut Vec<Reference>, lives: impl Fn(Engine) -> bool) {
+    references.retain(|r| r.engine.is_none_or(&lives));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: Option<Engine> = Some(Engine { pid: 1, start_time: 10 });
+    const NEW: Option<Engine> = Some(Engine { pid: 2, start_time: 20 });
+
+    #[test]
+    fn docker_cp_does_not_take_the_volume_from_its_container() {
+        let mut references = Vec::new();
+        add(&mut references, "c", OLD);
+        add(&mut references, "c", OLD);
+        assert!(take(&mut references, "c", OLD));
+        assert_eq!(references.len(), 1);
+        assert!(take(&mut references, "c", OLD));
+        assert!(references.is_empty());
+        assert!(!take(&mut references, "c", OLD));
+    }
+
+    #[test]
+    fn the_next_engine_may_unmount_what_the_last_one_mounted() {
+        let mut references = Vec::new();
+        add(&mut references, "c", OLD);
+        assert!(take(&mut references, "c", NEW));
+        assert!(references.is_empty());
+    }
+
+    #[test]
+    fn only_the_references_of_engines_that_are_gone_are_dropped() {
+        let mut references = Vec::new();
+        add(&mut references, "a", OLD);
+        add(&mut references, "b", NEW);
+        add(&mut references, "c", None);
+        let lives = |engine| Some(engine) == NEW;
+        assert!(any_orphans(&references, lives));
+        drop_orphans(&mut references, lives);
+        assert_eq!(references.iter().map(|r| r.id.as_str()).collect::<Vec<_>>(), ["b", "c"]);
+    }
+}

@@ -1,0 +1,223 @@
+//! Letting go of a volume: what the journal says that we may hold, undone in reverse.
+//!
+//! The host first, then Cinder. Each step is idempotent and leaves the journal only when it is
+//! done, so an interrupted release is simply begun again.
+
+use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
+
+use super::journal::{AttachmentRecord, AttachmentStage, Entry};
+use super::plan::{Goal, MountState, Observed, Step, plan};
+use super::{Driver, DriverError};
+use crate::error_chain::Chain;
+use crate::host::filesystem::mount;
+use crate::host::process::MountHolder;
+use crate::openstack::{AttachFlow, Reservation, Volume, VolumeStatus};
+
+/// A reservation that we made but cannot prove to be still ours is left alone for this long.
+pub(super) const DOUBTFUL_FOR: Duration = Duration::from_secs(600);
+
+/// How a release ended.
+#[derive(Debug, Default)]
+pub(super) struct LetGo {
+    /// The filesystem could not be written out: data may be lost.
+    pub sync_error: Option<DriverError>,
+    /// Other mount namespaces still have it; then it stays attached.
+    pub held: Vec<MountHolder>,
+    /// The host let go, but Cinder was not told yet. The journal finishes it.
+    pub cloud_error: Option<DriverError>,
+}
+
+impl Driver {
+    /// Lets go of a volume that nobody here refers to. The caller holds the volume's lock.
+    ///
+    /// `just_reserved`: this very operation made the reservation, so it is ours without a look.
+    pub(super) async fn let_go(
+        &self,
+        id: Uuid,
+        just_reserved: bool,
+    ) -> Result<LetGo, DriverError> {
+        let mut outcome = LetGo::default();
+        let Some(entry) = self.journal.get(id)? else { return Ok(outcome) };
+        if !entry.has_liabilities() {
+            return Ok(outcome);
+        }
+        let observed = self.observe_here(&entry).await?;
+        if let Some(record) = &entry.mount
+            && matches!(observed.mount, MountState::Healthy | MountState::Broken)
+        {
+            outcome.held = self.holders(record).await;
+            if !outcome.held.is_empty() {
+                return Ok(outcome);
+            }
+        }
+        let steps = plan(&observed, Goal::Released).map_err(DriverError::Refused)?;
+        for step in steps {
+            self.release_step(&entry, step, just_reserved, &mut outcome).await?;
+            if !outcome.held.is_empty() || outcome.cloud_error.is_some() {
+                break;
+            }
+        }
+        if let Some(error) = &outcome.sync_error {
+            tracing::error!(volume = entry.shown_name(), "data may be lost: {}", Chain(error));
+        }
+        self.set_idle(id, false);
+        Ok(outcome)
+    }
+
+    async fn release_step(
+        &self,
+        entry: &Entry,
+        step: Step,
+        just_reserved: bool,
+        outcome: &mut LetGo,
+    ) -> Result<(), DriverError> {
+        let id = entry.volume_id;
+        match (step, &entry.mount, &entry.device, &entry.attachment) {
+            (Step::Sync, Some(record), ..) => {
+                if let Err(error) = mount::sync(&record.at).await {
+                    let error = DriverError::from(error);
+                    let text = Chain(&error).to_string();
+                    self.journal.update_regardless(id, |e| e.last_error = Some(text)).await?;
+                    outcome.sync_error = Some(error);
+                }
+            }
+            (Step::Unmount, Some(record), ..) => {
+                mount::unmount(&self.host.exec, &self.host.paths, &record.at).await?;
+            }
+            (Step::LookForHolders, Some(record), ..) => {
+                // A namespace may have copied the mount since we looked.
+                outcome.held = if entry.boot_id == self.host.boot_id {
+                    self.holders(record).await
+                } else {
+                    Vec::new()
+                };
+                if outcome.held.is_empty() {
+                    self.journal.update_regardless(id, |entry| entry.mount = None).await?;
+                }
+            }
+            (Step::RemoveDevice, _, Some(device), _) => {
+                self.host.attacher.disconnect(device).await?;
+                self.journal.update_regardless(id, |entry| entry.device = None).await?;
+            }
+            (Step::GiveBack, .., Some(attachment)) => {
+                match self.give_back(id, attachment, just_reserved).await {
+                    Ok(()) => {
+                        self.journal.update_regardless(id, |entry| entry.attachment = None).await?;
+                    }
+                    Err(error) => {
+                        let text = Chain(&error).to_string();
+                        tracing::warn!(
+                            volume = entry.shown_name(),
+                            "Cinder could not be told that the volume is free; trying again in \
+                             the background: {text}"
+                        );
+                        self.journal.update_regardless(id, |e| e.last_error = Some(text)).await?;
+                        outcome.cloud_error = Some(error);
+                    }
+                }
+            }
+            // The plan names only what the entry has.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What the journal and the kernel show; Cinder is not asked, and who uses it is known to the
+    /// caller.
+    pub(super) async fn observe_here(&self, entry: &Entry) -> Result<Observed, DriverError> {
+        Ok(Observed {
+            cloud: None,
+            attachment: entry.attachment.is_some(),
+            device: entry.device.is_some(),
+            mount: self.mount_state(entry).await?,
+            used: false,
+        })
+    }
+
+    async fn give_back(
+        &self,
+        id: Uuid,
+        record: &AttachmentRecord,
+        just_reserved: bool,
+    ) -> Result<(), DriverError> {
+        let reservation = Reservation {
+            flow: record.flow,
+            volume_id: id,
+            attachment_id: record.attachment_id.clone(),
+        };
+        match (record.stage, record.flow) {
+            // Cinder never answered the reserve, so nothing is ours to undo.
+            (AttachmentStage::Reserving, _) => Ok(()),
+            (_, AttachFlow::Attachments) => {
+                let Some(attachment) = &record.attachment_id else { return Ok(()) };
+                Ok(self.cloud.release(record.flow, id, attachment, &record.connector).await?)
+            }
+            (AttachmentStage::Attached, AttachFlow::Actions) => {
+                let Some(attachment) = &record.attachment_id else { return Ok(()) };
+                if self.attachment_is_there(id, attachment).await? {
+                    self.cloud.begin_release(record.flow, id).await?;
+                    self.cloud.release(record.flow, id, attachment, &record.connector).await?;
+                }
+                Ok(())
+            }
+            (AttachmentStage::Reserved | AttachmentStage::Completing, AttachFlow::Actions) => {
+                self.give_back_uncompleted(record, &reservation, just_reserved).await
+            }
+        }
+    }
+
+    /// Actions flow: the reservation, or the attachment that it may have become.
+    async fn give_back_uncompleted(
+        &self,
+        record: &AttachmentRecord,
+        reservation: &Reservation,
+        just_reserved: bool,
+    ) -> Result<(), DriverError> {
+        let volume = match self.cloud.volume(reservation.volume_id).await {
+            Ok(volume) => volume,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let instance = record.instance_uuid.to_string();
+        let completed = volume.attachments.iter().find(|attachment| {
+            record.stage == AttachmentStage::Completing
+                && attachment.server_id.as_deref() == Some(&instance)
+                && attachment.device.as_deref() == Some(&record.mountpoint)
+        });
+        if let Some(attachment) = completed {
+            self.cloud.begin_release(record.flow, volume.id).await?;
+            let id = &attachment.attachment_id;
+            return Ok(self.cloud.release(record.flow, volume.id, id, &record.connector).await?);
+        }
+        if volume.status != VolumeStatus::Attaching {
+            return Ok(());
+        }
+        let unmoved = volume.updated_at.as_ref().is_some_and(|at| record.updated_at.contains(at));
+        if just_reserved || unmoved || unchanged_for(&volume) >= Some(DOUBTFUL_FOR) {
+            return Ok(self.cloud.unreserve(reservation, Some(&record.connector)).await?);
+        }
+        Err(DriverError::NotYet(format!(
+            "volume {} is being attached, and it is not certain that it is still by this host; it \
+             is given back when nothing has changed for {} minutes",
+            volume.id,
+            DOUBTFUL_FOR.as_secs() / 60
+        )))
+    }
+
+    async fn attachment_is_there(&self, id: Uuid, attachment: &str) -> Result<bool, DriverError> {
+        match self.cloud.volume(id).await {
+            Ok(volume) => Ok(volume.attachments.iter().any(|a| a.attachment_id == attachment)),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// How long Cinder has not touched the volume's row; `None` when its time makes no sense.
+pub(super) fn unchanged_for(volume: &Volume) -> Option<Duration> {
+    let changed = volume.updated_at.as_deref().unwrap_or(&volume.created_at);
+    let changed = humantime::parse_rfc3339(&format!("{changed}Z")).ok()?;
+    SystemTime::now().duration_since(changed).ok()
+}

@@ -1,0 +1,153 @@
+//! From a Docker name to a Cinder volume.
+//!
+//! A Docker name is a Cinder name, exactly; or, failing that, a volume's UUID. Cinder names aren't
+//! unique: none → not found; one → it; several → an error that lists the ids, unless the journal
+//! knows which is ours.
+
+use uuid::Uuid;
+
+use super::journal::Facts;
+use super::{Driver, DriverError, VolumeName, metadata};
+use crate::openstack::{Volume, VolumeStatus};
+
+/// What Cinder has under a name.
+#[derive(Debug)]
+pub(super) enum Lookup {
+    /// One volume.
+    Found(Box<Volume>),
+    /// Only volumes that are being deleted.
+    Leaving,
+    /// Nothing, and Cinder said so.
+    Nothing,
+}
+
+impl Driver {
+    /// The volume of this name. One that is being deleted does not exist.
+    pub(super) async fn find(&self, name: &VolumeName) -> Result<Volume, DriverError> {
+        match self.look_up(name).await? {
+            Lookup::Found(volume) => Ok(*volume),
+            Lookup::Leaving | Lookup::Nothing => Err(DriverError::NotFound(name.to_string())),
+        }
+    }
+
+    /// Looks a name up. An error means that Cinder gave no complete answer, or an ambiguous one.
+    pub(super) async fn look_up(&self, name: &VolumeName) -> Result<Lookup, DriverError> {
+        let volumes = self.cloud.volumes_named(name.as_str()).await?;
+        let known = self.journal.by_name(name.as_str()).map(|entry| entry.volume_id);
+        let leaving = volumes.iter().any(|volume| volume.status == VolumeStatus::Deleting);
+        if let Some(volume) = choose(name, volumes, known)? {
+            return Ok(Lookup::Found(Box::new(volume)));
+        }
+        let by_id = match Uuid::parse_str(name.as_str()) {
+            Ok(id) => match self.cloud.volume(id).await {
+                Ok(volume) => Some(volume),
+                Err(error) if error.is_not_found() => None,
+                Err(error) => return Err(error.into()),
+            },
+            Err(_) => None,
+        };
+        Ok(match by_id {
+            Some(volume) if volume.status != VolumeStatus::Deleting => {
+                Lookup::Found(Box::new(volume))
+            }
+            Some(_) => Lookup::Leaving,
+            None if leaving => Lookup::Leaving,
+            None => Lookup::Nothing,
+        })
+    }
+
+    /// As [`Driver::find`], by the id that the journal knows, if it still answers to the name.
+    pub(super) async fn find_known(&self, name: &VolumeName) -> Result<Volume, DriverError> {
+        if let Some(entry) = self.journal.by_name(name.as_str()) {
+            match self.cloud.volume(entry.volume_id).await {
+                Ok(volume) if answers_to(&volume, name) => return Ok(volume),
+                Ok(_) => {}
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.find(name).await
+    }
+
+    /// Remembers that this host answered for a volume by this name.
+    pub(super) async fn remember(
+        &self,
+        name: &VolumeName,
+        volume: &Volume,
+    ) -> Result<(), DriverError> {
+        let facts = Facts::of(volume, metadata::is_ours(volume));
+        self.journal
+            .update(volume.id, |entry| {
+                entry.names.insert(name.to_string());
+                entry.facts = Some(facts);
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// The name is proven gone from Cinder: forget it, and the volume if nothing is held for it.
+    pub(super) async fn forget_name(&self, name: &str) -> Result<(), DriverError> {
+        while let Some(entry) = self.journal.by_name(name) {
+            if entry.has_liabilities() {
+                break;
+            }
+            if entry.names.len() == 1 {
+                self.journal.forget(entry.volume_id).await?;
+            } else {
+                self.journal.update(entry.volume_id, |entry| {
+                    entry.names.remove(name);
+                }).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn answers_to(volume: &Volume, name: &VolumeName) -> bool {
+    volume.status != VolumeStatus::Deleting
+        && (volume.name == name.as_str() || Uuid::parse_str(name.as_str()) == Ok(volume.id))
+}
+
+fn choose(
+    name: &VolumeName,
+    mut volumes: Vec<Volume>,
+    known: Option<Uuid>,
+) -> Result<Option<Volume>, DriverError> {
+    volumes.retain(|volume| volume.status != VolumeStatus::Deleting);
+    if volumes.len() > 1
+        && let Some(at) = volumes.iter().position(|volume| Some(volume.id) == known)
+    {
+        return Ok(Some(volumes.swap_remove(at)));
+    }
+    match volumes.len() {
+        0 | 1 => Ok(volumes.pop()),
+        _ => Err(DriverError::Duplicates {
+            name: name.to_string(),
+            ids: volumes.iter().map(|volume| volume.id).collect(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::tests::volume;
+
+    #[test]
+    fn of_several_volumes_only_the_one_that_the_journal_knows_is_taken() {
+        let name = VolumeName::parse("web").unwrap();
+        let (a, b) = (volume("web"), volume("web"));
+        let both = || vec![a.clone(), b.clone()];
+        assert!(matches!(choose(&name, both(), None), Err(DriverError::Duplicates { .. })));
+        assert_eq!(choose(&name, both(), Some(b.id)).unwrap().unwrap().id, b.id);
+        assert!(choose(&name, both(), Some(Uuid::new_v4())).is_err());
+    }
+
+    #[test]
+    fn a_volume_that_is_being_deleted_does_not_exist() {
+        let name = VolumeName::parse("web").unwrap();
+        let mut gone = volume("web");
+        gone.status = VolumeStatus::Deleting;
+        assert_eq!(choose(&name, vec![gone], None).unwrap(), None);
+    }
+}

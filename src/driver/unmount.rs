@@ -1,0 +1,108 @@
+//! Unmount: count down; the last one out lets go.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::journal::Entry;
+use super::{Driver, DriverError, VolumeName, references};
+use crate::docker::Caller;
+use crate::error_chain::Chain;
+
+impl Driver {
+    pub(super) async fn unmount_volume(
+        &self,
+        caller: &Caller,
+        name: &str,
+        id: &str,
+    ) -> Result<(), DriverError> {
+        let name = VolumeName::parse(name)?;
+        self.adopt(&name).await;
+        let Some(entry) = self.journal.by_name(name.as_str()) else { return Ok(()) };
+        let volume_id = entry.volume_id;
+        let _guard = self.volumes.lock_for(&volume_id, caller, name.as_str()).await?;
+        let engine = caller.engine;
+        let entry = self
+            .journal
+            .update_regardless(volume_id, |entry| {
+                references::take(&mut entry.references, id, engine);
+            })
+            .await?;
+        let entry = self.settle_references(&entry).await?;
+        if entry.users() > 0 || !entry.has_liabilities() {
+            return Ok(());
+        }
+        self.let_go_of_unused(volume_id).await
+    }
+
+    /// Lets go of a volume without references. Docker shows a failed Unmount to nobody and does
+    /// not repeat it, so what could not be done now is done in the background.
+    async fn let_go_of_unused(&self, id: Uuid) -> Result<(), DriverError> {
+        let outcome = match self.let_go(id, false).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let text = Chain(&error).to_string();
+                self.journal.update_regardless(id, |entry| entry.last_error = Some(text)).await?;
+                self.set_idle(id, true);
+                return Err(error);
+            }
+        };
+        if let Some(holder) = outcome.held.first() {
+            tracing::warn!(
+                volume_id = %id, pid = holder.pid, command = holder.command, at = holder.mount_point,
+                "another mount namespace still has it mounted, so it stays attached here"
+            );
+        }
+        if !outcome.held.is_empty() || outcome.cloud_error.is_some() {
+            self.set_idle(id, true);
+        }
+        outcome.sync_error.map_or(Ok(()), Err)
+    }
+
+    /// Drops the references that nobody backs: those of an engine that is gone, unless another
+    /// mount namespace still holds the filesystem; and all of an earlier boot.
+    pub(super) async fn settle_references(
+        &self,
+        entry: &Arc<Entry>,
+    ) -> Result<Arc<Entry>, DriverError> {
+        let id = entry.volume_id;
+        if entry.boot_id != self.host.boot_id && !entry.references.is_empty() {
+            return Ok(self.journal.update_regardless(id, |e| e.references.clear()).await?);
+        }
+        let orphans = references::any_orphans(&entry.references, |engine| self.lives(engine));
+        let held = match &entry.mount {
+            Some(record) if orphans => !self.holders(record).await.is_empty(),
+            _ => false,
+        };
+        if !orphans || held {
+            return Ok(Arc::clone(entry));
+        }
+        let settled = self
+            .journal
+            .update_regardless(id, |entry| {
+                references::drop_orphans(&mut entry.references, |engine| self.lives(engine));
+            })
+            .await?;
+        Ok(settled)
+    }
+
+    /// Nobody collected the success of a Mount: takes its reference back. The volume stays
+    /// mounted for a moment, for the caller may come again.
+    pub(super) async fn take_reference_back(&self, name: &str, id: &str) {
+        let Some(entry) = self.journal.by_name(name) else { return };
+        let _guard = self.volumes.lock(&entry.volume_id).await;
+        let taken = self
+            .journal
+            .update_regardless(entry.volume_id, |entry| {
+                references::take(&mut entry.references, id, None);
+            })
+            .await;
+        match taken {
+            Ok(entry) => {
+                tracing::info!(volume = name, "nobody waited for the mount");
+                self.set_idle(entry.volume_id, entry.users() == 0);
+            }
+            Err(error) => tracing::error!(volume = name, %error, "a reference stays counted"),
+        }
+    }
+}
