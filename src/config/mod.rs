@@ -1,20 +1,83 @@
 //! The operator's settings: file + environment + clouds.yaml → one validated [`Settings`].
 //!
 //! Three named steps: the *file* as it is written (`file.rs`, all optional), *merged* with what
-//! the environment and clouds.yaml add (`auth.rs`), *validated* into [`Settings`], the only thing
-//! that the rest of the program sees.
+//! the environment and clouds.yaml (`clouds.rs`) add (`places.rs`), *validated* (`auth.rs` for the
+//! cloud, `validate.rs` for the rest) into [`Settings`], the only thing that the rest of the program
+//! sees.
+
+mod auth;
+mod clouds;
+mod file;
+mod findings;
+mod places;
+mod validate;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
 use uuid::Uuid;
 
+use file::ConfigFile;
+use findings::Findings;
+pub use findings::{ConfigErrors, Warning};
+
 /// The config file of the Go driver, kept.
 pub const DEFAULT_CONFIG_PATH: &str = "/var/lib/cinder/dockerdriver/config.json";
 /// Where dockerd looks for the plugin.
 pub const DEFAULT_SOCKET_PATH: &str = "/run/docker/plugins/cinder.sock";
+
+/// Looks a variable up. A parameter, so that tests need not change the process's own environment.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Reads the settings from the config file at `path`, from `OS_*` variables for what the file
+/// leaves out, and from the clouds.yaml entry that either names (`Cloud`, `OS_CLOUD`) for the rest.
+///
+/// # Errors
+/// All problems at once, each with its place. Without a config file the other two must suffice.
+pub fn load(path: &Path, env: Environment<'_>) -> Result<(Settings, Vec<Warning>), ConfigErrors> {
+    let mut findings = Findings::default();
+    let settings = merge_and_validate(path, env, &mut findings).unwrap_or_else(|problem| {
+        findings.problem(problem);
+        None
+    });
+    findings.conclude(path, settings)
+}
+
+/// `None` when something is missing or wrong, as noted; an error when there is nothing to look at.
+fn merge_and_validate(
+    path: &Path,
+    env: Environment<'_>,
+    findings: &mut Findings,
+) -> Result<Option<Settings>, String> {
+    let (file, exists) = match file::read(path, findings)? {
+        Some(file) => (file, true),
+        None => (ConfigFile::default(), false),
+    };
+    let cloud_entry = clouds::read(&file, env, findings)?;
+    let places = places::Places::new(&file, env, cloud_entry.as_ref());
+    if !exists && places.are_empty() {
+        return Err(HOW_TO_MAKE_ONE.to_owned());
+    }
+    let cloud = auth::settings(&places, findings);
+    let mut checker = validate::Checker::new(&file, findings);
+    let host = checker.host();
+    let driver = checker.driver(&host.mount_point);
+    let socket_group = checker.socket_group();
+    Ok(cloud.map(|cloud| Settings { cloud, host, driver, socket_group }))
+}
+
+/// What to tell someone who has not configured anything.
+const HOW_TO_MAKE_ONE: &str = r#"there is no such file, and no OS_* variable names a cloud. \
+Write it, readable by root only (chmod 600), with at least
+{
+    "Endpoint": "https://keystone.example:5000/v3",
+    "Username": "…",
+    "Password": "…",
+    "TenantID": "the id of the project"
+}
+or name an entry of a clouds.yaml: { "Cloud": "…" }"#;
 
 /// Everything the daemon needs to know, validated.
 #[derive(Debug, Clone)]

@@ -54,9 +54,10 @@ impl Driver {
             return None;
         }
         let name = VolumeName::parse(mount.mount_point.file_name()?.to_str()?).ok()?;
-        let known = self.journal.all().iter().any(|entry| {
-            entry.mount.as_ref().is_some_and(|record| record.at == mount.mount_point)
-        });
+        let known =
+            self.journal.all().iter().any(|entry| {
+                entry.mount.as_ref().is_some_and(|record| record.at == mount.mount_point)
+            });
         (!known).then_some(name)
     }
 
@@ -88,7 +89,11 @@ impl Driver {
         let record = MountRecord {
             at: mount.mount_point.clone(),
             // What the Go driver handed out.
-            directory: Some(if is_directory(&content) { content } else { mount.mount_point.clone() }),
+            directory: Some(if is_directory(&content) {
+                content
+            } else {
+                mount.mount_point.clone()
+            }),
             device: mount.device,
             device_path: connected.path,
             fs_type: fs_type(&mount.fs_type)?,

@@ -36,7 +36,7 @@ impl Driver {
             && entry.mount.is_some()
         {
             // Mounted, or not yet let go of: that holds whatever Cinder says.
-            return self.from_memory(&name, entry, None);
+            return self.answer_from_memory(&name, entry, None);
         }
         let patience = match known {
             Some(_) => caller.deadline.min(tokio::time::Instant::now() + PATIENCE_FOR_KNOWN),
@@ -48,18 +48,18 @@ impl Driver {
         match (answer, known) {
             (Ok(volume), _) => {
                 self.remember(&name, &volume).await?;
-                Ok(self.from_cinder(&name, &volume))
+                Ok(self.answer_from_cinder(&name, &volume))
             }
             (Err(DriverError::NotFound(gone)), _) => {
                 self.forget_name(&gone).await?;
                 Err(DriverError::NotFound(gone))
             }
-            (Err(error), Some(entry)) => self.from_memory(&name, &entry, Some(&error)),
+            (Err(error), Some(entry)) => self.answer_from_memory(&name, &entry, Some(&error)),
             (Err(error), None) => Err(error),
         }
     }
 
-    fn from_cinder(&self, name: &VolumeName, volume: &Volume) -> VolumeInfo {
+    fn answer_from_cinder(&self, name: &VolumeName, volume: &Volume) -> VolumeInfo {
         let mut status = Map::new();
         status.insert("id".into(), json!(volume.id));
         status.insert("status".into(), json!(status_name(&volume.status)));
@@ -85,7 +85,7 @@ impl Driver {
         }
     }
 
-    fn from_memory(
+    fn answer_from_memory(
         &self,
         name: &VolumeName,
         entry: &Entry,

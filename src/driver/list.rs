@@ -11,17 +11,17 @@ use crate::openstack::{Volume, VolumeStatus};
 
 impl Driver {
     /// All volumes, page by page: one page is in memory at a time.
-    pub(super) fn list_volumes(
-        driver: &Arc<Self>,
-    ) -> mpsc::Receiver<Result<Vec<Listed>, Failure>> {
+    pub(super) fn list_volumes(driver: &Arc<Self>) -> mpsc::Receiver<Result<Vec<Listed>, Failure>> {
         let (sender, receiver) = mpsc::channel(1);
         let driver = Arc::clone(driver);
         tokio::spawn(async move {
             if let Err(error) = driver.send_pages(&sender).await {
                 let message = crate::error_chain::Chain(&error).to_string();
                 tracing::error!("cannot list volumes: {message}");
-                let failure =
-                    Failure { bad_request: false, message: format!("cannot list volumes: {message}") };
+                let failure = Failure {
+                    bad_request: false,
+                    message: format!("cannot list volumes: {message}"),
+                };
                 // A receiver that is gone needs no answer.
                 sender.send(Err(failure)).await.ok();
             }

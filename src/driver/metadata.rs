@@ -144,7 +144,7 @@ impl MountSettings {
     pub fn of(volume: &Volume) -> Result<Self, DriverError> {
         let get = |key: &'static str| volume.metadata.get(key).map(String::as_str);
         Ok(Self {
-            fs: parse(FS, get(FS), |text| fs_type(text))?,
+            fs: parse(FS, get(FS), fs_type)?,
             mkfs_opts: get(MKFS_OPTS).map(str::to_owned),
             mount_opts: get(MOUNT_OPTS).map(str::to_owned),
             read_only: get(READ_ONLY) == Some("true"),

@@ -41,8 +41,8 @@ pub use name::VolumeName;
 use crate::config::{DriverSettings, HostSettings};
 use crate::docker::{Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo};
 use crate::host::attach::Attacher;
-use crate::host::filesystem::mountinfo;
 use crate::host::filesystem::mount::is_healthy;
+use crate::host::filesystem::mountinfo;
 use crate::host::identity::HostIdentity;
 use crate::host::process::{self, MountHolder};
 use crate::host::{Exec, HostError, Paths};
@@ -96,8 +96,9 @@ impl Driver {
         for warning in identity.warnings(&paths, host) {
             tracing::warn!("{warning}");
         }
-        let boot_id = process::boot_id(&paths)
-            .map_err(|source| HostError::io("read", paths.proc.join("sys/kernel/random/boot_id"), source))?;
+        let boot_id = process::boot_id(&paths).map_err(|source| {
+            HostError::io("read", paths.proc.join("sys/kernel/random/boot_id"), source)
+        })?;
         let attacher = Attacher::new(paths.clone(), exec.clone(), &identity);
         let journal = Journal::open(&settings.state_dir)?;
         let has_own_uuid = host.host_uuid.is_some();
@@ -120,7 +121,10 @@ impl Driver {
     }
 
     /// The mount that a record speaks of, if the kernel still has it: same path, same device.
-    fn kernel_mount(&self, record: &MountRecord) -> Result<Option<mountinfo::MountEntry>, DriverError> {
+    fn kernel_mount(
+        &self,
+        record: &MountRecord,
+    ) -> Result<Option<mountinfo::MountEntry>, DriverError> {
         let found = mountinfo::at(&self.host.paths, &record.at).map_err(|source| {
             HostError::io("read", self.host.paths.proc.join("self/mountinfo"), source)
         })?;
@@ -162,7 +166,8 @@ impl Driver {
     /// Other mount namespaces that hold the volume's filesystem.
     async fn holders(&self, record: &MountRecord) -> Vec<MountHolder> {
         let (paths, device, at) = (self.host.paths.clone(), record.device, record.at.clone());
-        let found = tokio::task::spawn_blocking(move || process::mount_holders(&paths, device, &at));
+        let found =
+            tokio::task::spawn_blocking(move || process::mount_holders(&paths, device, &at));
         // A search that failed must count as found: what is held must not be let go.
         found.await.unwrap_or_else(|_| {
             vec![MountHolder { pid: 0, command: "unknown".into(), mount_point: String::new() }]
@@ -237,7 +242,12 @@ impl VolumeDriver for Arc<Driver> {
         options: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
         let started = Instant::now();
-        log_outcome("create", name, started, Box::pin(self.create_volume(caller, name, options)).await)
+        log_outcome(
+            "create",
+            name,
+            started,
+            Box::pin(self.create_volume(caller, name, options)).await,
+        )
     }
 
     async fn remove(&self, caller: &Caller, name: &str) -> Result<(), Failure> {

@@ -64,7 +64,8 @@ impl Driver {
         caller: &Caller,
     ) -> Result<PathBuf, DriverError> {
         let entry = self.settle_references(entry).await?;
-        let Some(directory) = entry.mount.as_ref().and_then(|record| record.directory.clone()) else {
+        let Some(directory) = entry.mount.as_ref().and_then(|record| record.directory.clone())
+        else {
             return Err(DriverError::Refused("it is not mounted".to_owned()));
         };
         let counted = self
@@ -263,7 +264,7 @@ impl Driver {
         reservation: &Reservation,
     ) -> Result<Arc<Entry>, DriverError> {
         let id = volume.id;
-        let (device, record) = self.connect_reserved(name, volume, reservation).await?;
+        let (device, _) = self.connect_reserved(name, volume, reservation).await?;
         let holder = Holder {
             instance_uuid: self.host.identity.uuid,
             mountpoint: self.shown_mountpoint(&self.place_of(name.as_str())),
@@ -272,7 +273,7 @@ impl Driver {
         // Cinder's completion needs nothing of the host, nor the host of it.
         let (completed, mounted) = tokio::join!(
             self.cloud.complete(reservation, &holder),
-            Box::pin(self.mount_device(name, volume, &device, &record)),
+            Box::pin(self.mount_device(name, volume, &device)),
         );
         if let Ok(attachment_id) = &completed {
             let attachment_id = attachment_id.clone();
@@ -365,10 +366,9 @@ impl Driver {
         name: &VolumeName,
         volume: &Volume,
         device: &Device,
-        connected: &DeviceRecord,
     ) -> Result<MountRecord, DriverError> {
         let settings = metadata::MountSettings::of(volume)?;
-        let Prepared { device, filesystem, .. } = self.prepare(name, volume, device, connected).await?;
+        let Prepared { device, filesystem } = self.prepare(name, volume, device).await?;
         let at = self.place_of(name.as_str());
         let record = MountRecord {
             at: at.clone(),
@@ -395,7 +395,11 @@ impl Driver {
         if !settings.read_only && grow::is_needed(&device, &filesystem) {
             // The data is all there without it: worth a line, not a refusal.
             if let Err(error) = grow::grow(exec, &device, &filesystem, &at).await {
-                tracing::warn!(volume = name.as_str(), "the filesystem did not grow: {}", Chain(&error));
+                tracing::warn!(
+                    volume = name.as_str(),
+                    "the filesystem did not grow: {}",
+                    Chain(&error)
+                );
             }
         }
         let directory = self.choose_directory(volume, &at, &settings).await?;

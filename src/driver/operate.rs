@@ -59,12 +59,18 @@ impl Driver {
         let answer = match operation {
             Operation::Release => self.release_by_hand(&volume, confirmed).await?,
             Operation::Format => {
-                Box::pin(self.with_device(&name, &volume, |d| self.format_by_hand(&volume, d, confirmed)))
-                    .await?
+                Box::pin(
+                    self.with_device(&name, &volume, |d| {
+                        self.format_by_hand(&volume, d, confirmed)
+                    }),
+                )
+                .await?
             }
             Operation::AcceptUuid => {
-                Box::pin(self.with_device(&name, &volume, |d| self.accept_uuid(&volume, d, confirmed)))
-                    .await?
+                Box::pin(
+                    self.with_device(&name, &volume, |d| self.accept_uuid(&volume, d, confirmed)),
+                )
+                .await?
             }
         };
         Ok(answer.into_json())
@@ -132,7 +138,9 @@ impl Driver {
                     self.cloud.release(AttachFlow::Actions, volume.id, id, connector).await?;
                 }
                 _ => {
-                    self.cloud.release(AttachFlow::Attachments, volume.id, id, &Value::Null).await?;
+                    self.cloud
+                        .release(AttachFlow::Attachments, volume.id, id, &Value::Null)
+                        .await?;
                 }
             }
         }
@@ -147,9 +155,7 @@ impl Driver {
         // Attachments that are only reserved are not in the volume.
         let rows = self.cloud.attachments_of(volume.id).await.unwrap_or_default();
         for row in &rows {
-            self.cloud
-                .release(AttachFlow::Attachments, volume.id, &row.id, &Value::Null)
-                .await?;
+            self.cloud.release(AttachFlow::Attachments, volume.id, &row.id, &Value::Null).await?;
         }
         if rows.is_empty() {
             let reservation = Reservation {

@@ -181,7 +181,10 @@ pub const TABLE: &[Row] = &[
 
 impl CreateOptions {
     /// Reads Docker's options. All problems are reported at once; nothing is silently ignored.
-    pub fn parse(given: &BTreeMap<String, String>, default_fs: FsType) -> Result<Self, DriverError> {
+    pub fn parse(
+        given: &BTreeMap<String, String>,
+        default_fs: FsType,
+    ) -> Result<Self, DriverError> {
         let mut options = Self::default();
         let mut problems = Vec::new();
         let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
@@ -198,7 +201,11 @@ impl CreateOptions {
             }
         }
         problems.extend(options.contradictions(default_fs));
-        if problems.is_empty() { Ok(options) } else { Err(DriverError::BadRequest(problems.join("; "))) }
+        if problems.is_empty() {
+            Ok(options)
+        } else {
+            Err(DriverError::BadRequest(problems.join("; ")))
+        }
     }
 
     fn contradictions(&self, default_fs: FsType) -> Vec<String> {
@@ -339,7 +346,10 @@ fn pairs(metadata: &mut BTreeMap<String, String>, value: &str) -> Result<(), Str
             pair.split_once('=').ok_or("it is KEY=VALUE pairs with commas between")?;
         let (key, value) = (text(key.trim())?, text(value.trim())?);
         if key.starts_with(metadata::PREFIX) {
-            return Err(format!("keys that begin with \"{}\" are the driver's own", metadata::PREFIX));
+            return Err(format!(
+                "keys that begin with \"{}\" are the driver's own",
+                metadata::PREFIX
+            ));
         }
         metadata.insert(key, value);
     }
@@ -362,7 +372,9 @@ mod tests {
         {
             assert_eq!(parse(&[("size", text)]).unwrap().size, Some(size), "{text}");
         }
-        for text in ["", "0", "abc", "-1", "1.5", "512M", "20 G", "+1", "99999999999999999999", "3T1"] {
+        for text in
+            ["", "0", "abc", "-1", "1.5", "512M", "20 G", "+1", "99999999999999999999", "3T1"]
+        {
             assert!(parse(&[("size", text)]).is_err(), "{text}");
         }
     }

@@ -100,11 +100,11 @@ pub fn plan(observed: &Observed, goal: Goal) -> Result<Vec<Step>, String> {
         Goal::Released => release(observed),
         Goal::Mounted => match observed.mount {
             MountState::Healthy => Ok(vec![Step::Use]),
-            MountState::Broken if observed.used => Err(
-                "it is mounted here, but its device or filesystem has failed, and a container \
+            MountState::Broken if observed.used => {
+                Err("it is mounted here, but its device or filesystem has failed, and a container \
                  still uses it: stop the containers that use it, then try again"
-                    .to_owned(),
-            ),
+                    .to_owned())
+            }
             _ if observed.has_liabilities() => release(observed),
             _ => attach(observed),
         },
@@ -178,11 +178,7 @@ pub enum Preparation {
 
 /// Decides what to do with a device; a refusal says what was found and what to do. `name` is for
 /// the commands that it names.
-pub fn prepare(
-    contents: &Contents,
-    from: &Provenance,
-    name: &str,
-) -> Result<Preparation, String> {
+pub fn prepare(contents: &Contents, from: &Provenance, name: &str) -> Result<Preparation, String> {
     use FormatState::{Formatted, Formatting, Unformatted};
     let interrupted_here =
         matches!(from.state, Some(Formatting(uuid)) if from.begun_here == Some(uuid));
@@ -190,7 +186,9 @@ pub fn prepare(
         (Contents::NoSignature, Some(Formatting(_))) if interrupted_here => {
             writable(from).map(|()| Preparation::FormatAgain)
         }
-        (Contents::Filesystem(fs), Some(Formatting(uuid))) if interrupted_here && fs.uuid == uuid => {
+        (Contents::Filesystem(fs), Some(Formatting(uuid)))
+            if interrupted_here && fs.uuid == uuid =>
+        {
             writable(from).map(|()| Preparation::FormatAgain)
         }
         (_, Some(Formatting(_))) => Err(format!(
@@ -250,7 +248,8 @@ pub fn prepare(
 
 fn writable(from: &Provenance) -> Result<(), String> {
     if from.read_only {
-        Err("it holds no filesystem and is attached read-only, so it cannot be formatted".to_owned())
+        Err("it holds no filesystem and is attached read-only, so it cannot be formatted"
+            .to_owned())
     } else {
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::journal::Formatting;
 use super::metadata::{self, FormatState, MountSettings};
 use super::plan::{self, Preparation, Provenance};
 use super::{Driver, DriverError, VolumeName};
-use crate::host::attach::{Device, DeviceRecord};
+use crate::host::attach::Device;
 use crate::host::filesystem::directory::{self, Ownership, RootContents};
 use crate::host::filesystem::probe::{self, BlankProof, Contents, Filesystem, Partition};
 use crate::host::filesystem::{format, mount};
@@ -34,7 +34,6 @@ impl Driver {
         name: &VolumeName,
         volume: &Volume,
         device: &Device,
-        connected: &DeviceRecord,
     ) -> Result<Prepared, DriverError> {
         let settings = MountSettings::of(volume)?;
         let begun_here = self
@@ -57,8 +56,7 @@ impl Driver {
             Contents::Partitions(partitions) => {
                 let partition = choose_partition(&partitions, settings.partition)
                     .map_err(DriverError::Refused)?;
-                let device =
-                    self.host.attacher.partition(device, connected, partition.number).await?;
+                let device = self.host.attacher.partition(device, partition.number).await?;
                 (device, (*partition.contents).clone())
             }
             contents => (device.clone(), contents),
@@ -96,7 +94,10 @@ impl Driver {
             None => Vec::new(),
         };
         self.host.exec.find(format::tool(fs_type)).map_err(|source| {
-            crate::host::HostError::Tool { what: format!("cannot make an {fs_type} filesystem"), source }
+            crate::host::HostError::Tool {
+                what: format!("cannot make an {fs_type} filesystem"),
+                source,
+            }
         })?;
         // Proven first: a volume that isn't blank keeps its state in Cinder, too.
         if proof != BlankProof::OursDirty {
@@ -180,21 +181,21 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// One partition with a filesystem is mounted; of several the option `partition` says which.
-fn choose_partition(
-    partitions: &[Partition],
-    wanted: Option<u32>,
-) -> Result<&Partition, String> {
+fn choose_partition(partitions: &[Partition], wanted: Option<u32>) -> Result<&Partition, String> {
     let shown = || {
         partitions
             .iter()
-            .map(|partition| format!("{}: {}", partition.number, shown_contents(&partition.contents)))
+            .map(|partition| {
+                format!("{}: {}", partition.number, shown_contents(&partition.contents))
+            })
             .collect::<Vec<_>>()
             .join(", ")
     };
     if let Some(number) = wanted {
-        return partitions.iter().find(|partition| partition.number == number).ok_or_else(|| {
-            format!("it has no partition {number}; it has {}", shown())
-        });
+        return partitions
+            .iter()
+            .find(|partition| partition.number == number)
+            .ok_or_else(|| format!("it has no partition {number}; it has {}", shown()));
     }
     let mut with_filesystem = partitions
         .iter()

@@ -89,10 +89,12 @@ impl Driver {
         }
         // Complete and unused: the caller may come again. Anything else is a remainder.
         if this_boot && entry.is_complete() {
-            return Some(self.idle_since(entry.volume_id).unwrap_or_else(|| {
-                self.set_idle_quietly(entry.volume_id);
-                now
-            }) + IDLE_GRACE);
+            return Some(
+                self.idle_since(entry.volume_id).unwrap_or_else(|| {
+                    self.set_idle_quietly(entry.volume_id);
+                    now
+                }) + IDLE_GRACE,
+            );
         }
         Some(now)
     }
@@ -140,8 +142,7 @@ struct Retry {
 
 impl Retry {
     fn again(retries: &mut HashMap<Uuid, Self>, id: Uuid) -> Instant {
-        let pause =
-            retries.get(&id).map_or(FIRST_RETRY, |retry| (retry.pause * 2).min(LAST_RETRY));
+        let pause = retries.get(&id).map_or(FIRST_RETRY, |retry| (retry.pause * 2).min(LAST_RETRY));
         let at = Instant::now() + pause;
         retries.insert(id, Self { at, pause });
         at

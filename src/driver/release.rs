@@ -33,11 +33,7 @@ impl Driver {
     /// Lets go of a volume that nobody here refers to. The caller holds the volume's lock.
     ///
     /// `just_reserved`: this very operation made the reservation, so it is ours without a look.
-    pub(super) async fn let_go(
-        &self,
-        id: Uuid,
-        just_reserved: bool,
-    ) -> Result<LetGo, DriverError> {
+    pub(super) async fn let_go(&self, id: Uuid, just_reserved: bool) -> Result<LetGo, DriverError> {
         let mut outcome = LetGo::default();
         let Some(entry) = self.journal.get(id)? else { return Ok(outcome) };
         if !entry.has_liabilities() {

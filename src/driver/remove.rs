@@ -89,9 +89,9 @@ impl Driver {
             )));
         }
         match &volume.status {
-            VolumeStatus::Creating | VolumeStatus::Downloading => Err(DriverError::NotYet(format!(
-                "\"{name}\" is still being created; try again when it is done"
-            ))),
+            VolumeStatus::Creating | VolumeStatus::Downloading => Err(DriverError::NotYet(
+                format!("\"{name}\" is still being created; try again when it is done"),
+            )),
             _ => Ok(()),
         }
     }

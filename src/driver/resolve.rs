@@ -94,9 +94,11 @@ impl Driver {
             if entry.names.len() == 1 {
                 self.journal.forget(entry.volume_id).await?;
             } else {
-                self.journal.update(entry.volume_id, |entry| {
-                    entry.names.remove(name);
-                }).await?;
+                self.journal
+                    .update(entry.volume_id, |entry| {
+                        entry.names.remove(name);
+                    })
+                    .await?;
             }
         }
         Ok(())

@@ -152,9 +152,11 @@ impl Journal {
         let (entry, changed) = self.changed(id, change)?;
         if changed {
             let path = self.path_of(id);
-            file::write(&path, &*entry)
-                .await
-                .map_err(|source| JournalError::Io { action: "write", path, source })?;
+            file::write(&path, &*entry).await.map_err(|source| JournalError::Io {
+                action: "write",
+                path,
+                source,
+            })?;
             self.lock_entries().insert(id, entry.clone());
         }
         Ok(entry)
@@ -184,17 +186,21 @@ impl Journal {
         let _writing = self.writing.lock(&id).await;
         self.lock_entries().remove(&id);
         let path = self.path_of(id);
-        file::remove(&path)
-            .await
-            .map_err(|source| JournalError::Io { action: "remove", path, source })
+        file::remove(&path).await.map_err(|source| JournalError::Io {
+            action: "remove",
+            path,
+            source,
+        })
     }
 
     /// Notes a creation before its POST.
     pub async fn begin_creation(&self, creation: Creation) -> Result<(), JournalError> {
         let path = self.creation_path(creation.nonce);
-        file::write(&path, &creation)
-            .await
-            .map_err(|source| JournalError::Io { action: "write", path, source })?;
+        file::write(&path, &creation).await.map_err(|source| JournalError::Io {
+            action: "write",
+            path,
+            source,
+        })?;
         self.lock_creations().insert(creation.nonce, creation);
         Ok(())
     }

@@ -22,3 +22,12 @@ pub async fn mkfs(
 pub fn check_options(fs_type: FsType, options: &str) -> Result<Vec<String>, String> {
     todo!()
 }
+
+/// The tool that makes a filesystem.
+pub fn tool(fs_type: FsType) -> &'static str {
+    match fs_type {
+        FsType::Ext4 => "mkfs.ext4",
+        FsType::Xfs => "mkfs.xfs",
+        FsType::Btrfs => "mkfs.btrfs",
+    }
+}
