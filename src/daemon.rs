@@ -1,1 +1,2 @@
-//! Wires the parts together and runs them.
+//! Wires the parts together and runs them: settings → socket, driver, background work; signals,
+//! sd_notify, orderly stop.

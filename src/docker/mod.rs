@@ -68,6 +68,20 @@ pub enum Operation {
     AcceptUuid,
 }
 
+impl Operation {
+    /// Every operation.
+    pub const ALL: [Self; 3] = [Self::Release, Self::Format, Self::AcceptUuid];
+
+    /// Its path on the plugin's socket. The body is `{"Name":…}`, confirmed with `"ID"`.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Release => "/Operator.Release",
+            Self::Format => "/Operator.Format",
+            Self::AcceptUuid => "/Operator.AcceptUuid",
+        }
+    }
+}
+
 /// Who asks, and for how long.
 #[derive(Debug, Clone)]
 pub struct Caller {
