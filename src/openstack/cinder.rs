@@ -2,12 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use url::form_urlencoded;
 use uuid::Uuid;
 
-use super::{CloudError, CreateVolume, Snapshot, Volume, VolumePage};
+use super::answer::Answer;
+use super::http::{Call, Http, Microversion, Repeat, Service};
+use super::model::{RawVolume, text};
+use super::session::Sessions;
+use super::{CloudError, CloudErrorKind, CreateVolume, Snapshot, Volume, VolumePage, tls};
 use crate::config::CloudSettings;
+
+/// Volumes asked for at once; Cinder's own cap (`osapi_max_limit`) is the same by default.
+const PAGE: &str = "1000";
+/// More pages than this are a server that doesn't count on.
+const MOST_PAGES: usize = 10_000;
+/// Messages about a resource can be listed from here on.
+const MESSAGES: Microversion = (3, 3);
+/// Messages can be filtered and sorted from here on.
+const MESSAGE_FILTERS: Microversion = (3, 5);
 
 /// A project in a cloud: credentials, token, catalog and connection pool. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -16,7 +34,11 @@ pub struct Cloud {
 }
 
 #[derive(Debug)]
-struct Inner {}
+struct Inner {
+    sessions: Arc<Sessions>,
+    /// Set when this Cinder refused an attachment without an instance.
+    needs_instance_uuid: AtomicBool,
+}
 
 /// What `check` and `status` show of a cloud.
 #[derive(Debug, Clone)]
@@ -38,39 +60,87 @@ pub struct CloudFacts {
 impl Cloud {
     /// Prepares the client. Touches no network; reads the CA file and client certificate.
     pub fn new(settings: &CloudSettings) -> Result<Self, CloudError> {
-        todo!()
+        let http = Http::new(tls::client(settings)?);
+        let sessions = Arc::new(Sessions::new(settings, http)?);
+        Ok(Self {
+            inner: Arc::new(Inner { sessions, needs_instance_uuid: AtomicBool::new(false) }),
+        })
     }
 
     /// Authenticates (once for all callers), looks the catalog up and asks for versions.
     pub async fn facts(&self) -> Result<CloudFacts, CloudError> {
-        todo!()
+        let session = self.inner.sessions.session().await?;
+        Ok(CloudFacts {
+            identity_url: session.token.identity_url.to_string(),
+            block_storage_url: session.block_storage.url.to_string(),
+            project_id: session.project_id.clone(),
+            max_microversion: self.max_microversion().await?,
+            token_expires_in: session.token.expires_in(),
+            roles: session.token.roles.clone(),
+        })
     }
 
     /// `GET /volumes/ID`.
     pub async fn volume(&self, id: Uuid) -> Result<Volume, CloudError> {
-        todo!()
+        let what = format!("read volume {id}");
+        self.one_volume(&Call::read(Service::BlockStorage, what, format!("/volumes/{id}"))).await
     }
 
     /// Every volume of exactly this name, whatever its state: `GET /volumes/detail?name=`, paged
     /// to the end and compared byte for byte (Cinder's filter may ignore case, or be ignored).
     pub async fn volumes_named(&self, name: &str) -> Result<Vec<Volume>, CloudError> {
-        todo!()
+        let what = format!("look up volume {name:?}");
+        let mut found = Vec::new();
+        let mut next = Some(query(&[("name", name)]));
+        let mut pages = Pages::default();
+        while let Some(query) = next {
+            let page = self.volume_page(&what, query).await?;
+            next = pages.after(&what, page.next)?;
+            found.extend(page.volumes.into_iter().filter(|volume| volume.name == name));
+        }
+        Ok(found)
     }
 
     /// One page of all volumes of the project, detailed. `next` is `None` at first, then what the
     /// page before said.
     pub async fn list_page(&self, next: Option<&str>) -> Result<VolumePage, CloudError> {
-        todo!()
+        let query = next.map_or_else(|| query(&[("limit", PAGE)]), ToOwned::to_owned);
+        self.volume_page("list the volumes", query).await
+    }
+
+    async fn volume_page(&self, what: &str, query: String) -> Result<VolumePage, CloudError> {
+        let call = Call::list(Service::BlockStorage, what, "/volumes/detail", Some(query));
+        let page: RawVolumePage = self.send(&call).await?.json(&call)?;
+        Ok(VolumePage {
+            volumes: page.volumes.into_iter().filter_map(RawVolume::usable).collect(),
+            next: next_query(&page.volumes_links),
+        })
     }
 
     /// `POST /volumes`. Ambiguous answers are the caller's to resolve (by nonce in the metadata).
     pub async fn create_volume(&self, volume: &CreateVolume) -> Result<Volume, CloudError> {
-        todo!()
+        let what = format!("create volume {:?}", volume.name);
+        let body = Some(volume.to_json());
+        let call = Call {
+            // It is about a type, zone, snapshot, … that the body names.
+            missing_is_an_answer: false,
+            ..Call::effect(Method::POST, what, "/volumes", body, &[200, 202])
+        };
+        self.one_volume(&call).await
+    }
+
+    async fn one_volume(&self, call: &Call) -> Result<Volume, CloudError> {
+        let answer = self.send(call).await?;
+        let raw: OneVolume = answer.json(call)?;
+        raw.volume.usable().ok_or_else(|| answer.unexpected(call, "its volume has no usable id"))
     }
 
     /// `DELETE /volumes/ID`. A 404 is [`super::CloudErrorKind::NotFound`].
     pub async fn delete_volume(&self, id: Uuid) -> Result<(), CloudError> {
-        todo!()
+        let what = format!("delete volume {id}");
+        let path = format!("/volumes/{id}");
+        self.send(&Call::effect(Method::DELETE, what, path, None, &[202, 204])).await?;
+        Ok(())
     }
 
     /// Sets these metadata keys, keeps the others (`POST /volumes/ID/metadata`). Idempotent, so it
@@ -80,21 +150,210 @@ impl Cloud {
         id: Uuid,
         metadata: &BTreeMap<String, String>,
     ) -> Result<(), CloudError> {
-        todo!()
+        let call = Call {
+            repeat: Repeat::Always,
+            ..Call::effect(
+                Method::POST,
+                format!("write metadata of volume {id}"),
+                format!("/volumes/{id}/metadata"),
+                Some(json!({ "metadata": metadata })),
+                &[200],
+            )
+        };
+        let answer = self.send(&call).await?;
+        // Cinder answers with all the metadata: proof that it is Cinder, and that it is written.
+        let now: Value = answer.json(&call)?;
+        let written = metadata.iter().all(|(key, value)| now["metadata"][key] == value.as_str());
+        if written { Ok(()) } else { Err(answer.unexpected(&call, "the metadata did not change")) }
     }
 
     /// A snapshot by id or by exact name. Several of one name: an error that lists the ids.
     pub async fn snapshot(&self, name_or_id: &str) -> Result<Snapshot, CloudError> {
-        todo!()
+        let what = format!("look up snapshot {name_or_id:?}");
+        if let Ok(id) = Uuid::parse_str(name_or_id) {
+            let call = Call::read(Service::BlockStorage, &*what, format!("/snapshots/{id}"));
+            match self.send(&call).await {
+                Ok(answer) => {
+                    let body: Value = answer.json(&call)?;
+                    return Snapshot::read(&body["snapshot"])
+                        .ok_or_else(|| answer.unexpected(&call, "its snapshot has no id"));
+                }
+                // A name may look like an id.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let rows = self
+            .rows(
+                Service::BlockStorage,
+                &what,
+                "/snapshots/detail",
+                "snapshots",
+                query(&[("name", name_or_id)]),
+                None,
+            )
+            .await?;
+        let named = rows.iter().filter_map(Snapshot::read).filter(|one| one.name == name_or_id);
+        the_only_one("snapshot", name_or_id, named.collect(), |snapshot| &snapshot.id)
     }
 
     /// Id of an image given by id or exact name (Glance from the catalog; an id is taken as such).
     pub async fn image_id(&self, name_or_id: &str) -> Result<String, CloudError> {
-        todo!()
+        if Uuid::parse_str(name_or_id).is_ok() {
+            return Ok(name_or_id.to_owned());
+        }
+        let what = format!("look up image {name_or_id:?}");
+        let named = query(&[("name", name_or_id)]);
+        let rows = self.rows(Service::Image, &what, "/images", "images", named, None).await?;
+        let ids = rows.iter().filter(|row| row["name"] == name_or_id);
+        let ids = ids.filter_map(|row| text(&row["id"])).collect();
+        the_only_one("image", name_or_id, ids, |id| id)
     }
 
     /// Cinder's user messages about a volume, newest first (3.3); empty where there are none.
     pub async fn messages(&self, volume_id: Uuid) -> Result<Vec<String>, CloudError> {
-        todo!()
+        let Some(highest) = self.max_microversion().await?.filter(|highest| *highest >= MESSAGES)
+        else {
+            return Ok(Vec::new());
+        };
+        let id = volume_id.to_string();
+        let rows = self
+            .rows(
+                Service::BlockStorage,
+                &format!("read the messages about volume {id}"),
+                "/messages",
+                "messages",
+                query(&[("resource_uuid", &id)]),
+                Some(highest.min(MESSAGE_FILTERS)),
+            )
+            .await?;
+        let mut messages: Vec<_> = rows
+            .iter()
+            .filter(|row| row["resource_uuid"] == id.as_str())
+            .filter_map(|row| Some((text(&row["created_at"])?, text(&row["user_message"])?)))
+            .collect();
+        messages.sort_by(|one, other| other.0.cmp(&one.0));
+        Ok(messages.into_iter().map(|(_, message)| message).collect())
     }
+
+    /// All rows of a list, to its last page.
+    pub(super) async fn rows(
+        &self,
+        service: Service,
+        what: &str,
+        path: &str,
+        key: &str,
+        query: String,
+        microversion: Option<Microversion>,
+    ) -> Result<Vec<Value>, CloudError> {
+        let mut rows = Vec::new();
+        let mut pages = Pages::default();
+        let mut next = Some(query);
+        while let Some(query) = next {
+            let call = Call { microversion, ..Call::list(service, what, path, Some(query)) };
+            let answer = self.send(&call).await?;
+            let mut page: Value = answer.json(&call)?;
+            let Value::Array(found) = page[key].take() else {
+                return Err(answer.unexpected(&call, &format!("its answer has no list {key:?}")));
+            };
+            rows.extend(found);
+            // Glance gives the link by itself, Cinder among others.
+            let following = match page["next"].as_str() {
+                Some(link) => query_of(link),
+                None => next_query(&page[format!("{key}_links")]),
+            };
+            next = pages.after(what, following)?;
+        }
+        Ok(rows)
+    }
+
+    /// Sends a call to its service, with the shared token.
+    pub(super) async fn send(&self, call: &Call) -> Result<Answer, CloudError> {
+        self.inner.sessions.send(call).await
+    }
+
+    /// Highest microversion of the block storage API, asked once.
+    pub(super) async fn max_microversion(&self) -> Result<Option<Microversion>, CloudError> {
+        self.inner.sessions.highest_microversion().await
+    }
+
+    /// Whether this Cinder has refused an attachment without an instance.
+    pub(super) fn needs_instance_uuid(&self) -> bool {
+        self.inner.needs_instance_uuid.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn remember_that_it_needs_instance_uuid(&self) {
+        self.inner.needs_instance_uuid.store(true, Ordering::Relaxed);
+    }
+}
+
+#[derive(Deserialize)]
+struct OneVolume {
+    volume: RawVolume,
+}
+
+#[derive(Deserialize)]
+struct RawVolumePage {
+    volumes: Vec<RawVolume>,
+    #[serde(default)]
+    volumes_links: Value,
+}
+
+/// Watches that a list comes to its end.
+#[derive(Default)]
+struct Pages {
+    last: Option<String>,
+    count: usize,
+}
+
+impl Pages {
+    fn after(&mut self, what: &str, next: Option<String>) -> Result<Option<String>, CloudError> {
+        self.count += 1;
+        if next.is_some() && (next == self.last || self.count >= MOST_PAGES) {
+            return Err(CloudError::new(
+                CloudErrorKind::Ambiguous,
+                format!("cannot {what}: the pages of the list come to no end"),
+            ));
+        }
+        self.last.clone_from(&next);
+        Ok(next)
+    }
+}
+
+/// The query of the `next` link. Only that: its host and path are those of a public address that
+/// may not be ours, and the token goes to no other host.
+fn next_query(links: &Value) -> Option<String> {
+    let links = links.as_array()?;
+    query_of(links.iter().find(|link| link["rel"] == "next")?["href"].as_str()?)
+}
+
+fn query_of(link: &str) -> Option<String> {
+    let (_, query) = link.split_once('?')?;
+    Some(query.split('#').next().unwrap_or_default().to_owned())
+}
+
+pub(super) fn query(pairs: &[(&str, &str)]) -> String {
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}
+
+fn the_only_one<T>(
+    kind: &str,
+    name: &str,
+    mut found: Vec<T>,
+    id: impl Fn(&T) -> &String,
+) -> Result<T, CloudError> {
+    if found.len() > 1 {
+        let ids: Vec<_> = found.iter().map(|one| id(one).as_str()).collect();
+        return Err(CloudError::new(
+            CloudErrorKind::BadRequest,
+            format!(
+                "{} {kind}s are named {name:?}: give one of the ids {}",
+                found.len(),
+                ids.join(", ")
+            ),
+        ));
+    }
+    found.pop().ok_or_else(|| {
+        CloudError::new(CloudErrorKind::NotFound, format!("there is no {kind} named {name:?}"))
+    })
 }

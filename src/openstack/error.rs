@@ -8,7 +8,7 @@ use std::time::Duration;
 /// the HTTP status and the request id, for example
 /// `Cinder refused to create volume "db": quota exceeded: … (HTTP 413, req-…)`.
 /// It never holds a secret.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct CloudError {
     /// What sort of failure it is: what decisions are taken on.
@@ -52,6 +52,20 @@ pub enum CloudErrorKind {
 }
 
 impl CloudError {
+    /// An error that no answer stands behind.
+    pub(super) fn new(kind: CloudErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), status: None, request_id: None, retry_after: None }
+    }
+
+    /// The same failure, seen from a request that was to follow it: that one was never sent, so
+    /// it certainly had no effect.
+    pub(super) fn before_sending(mut self) -> Self {
+        if self.kind == CloudErrorKind::Ambiguous {
+            self.kind = CloudErrorKind::Unreachable;
+        }
+        self
+    }
+
     /// Whether the request may have taken effect all the same.
     pub fn is_ambiguous(&self) -> bool {
         self.kind == CloudErrorKind::Ambiguous

@@ -1,1 +1,309 @@
-//! Sends requests: time-outs, retries, error mapping, request ids.
+//! Sends requests: time-outs, retries, size limits, request ids.
+//!
+//! The rule about repeating: a read may be repeated whenever its answer is lost; an effect only
+//! when it certainly did not happen. A caller may drop the future at any time: nothing is kept
+//! here between two awaits.
+
+use std::time::{Duration, Instant};
+
+use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Method};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use url::Url;
+
+use super::answer::{self, Answer};
+use super::{CloudError, CloudErrorKind};
+
+/// A microversion of the block storage API, such as `(3, 44)`.
+pub type Microversion = (u32, u32);
+
+/// How long one try of a read may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a read may take with all its repetitions.
+const READ_BUDGET: Duration = Duration::from_secs(30);
+/// Above the 60 s that Cinder waits for its own back end (`rpc_response_timeout`): what answers
+/// later than this has not answered.
+const EFFECT_TIMEOUT: Duration = Duration::from_secs(90);
+/// A longer Retry-After is handed to the caller instead of being waited for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Between two tries, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Tries of one call, the first included.
+const TRIES: u32 = 4;
+
+/// Largest answer that is about one thing.
+const SMALL: usize = 1024 * 1024;
+/// Largest page of a list (1000 volumes are about 1 MiB).
+const LARGE: usize = 16 * 1024 * 1024;
+
+/// Who is asked. Its name stands in errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Service {
+    Identity,
+    BlockStorage,
+    Image,
+}
+
+impl Service {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "Keystone",
+            Self::BlockStorage => "Cinder",
+            Self::Image => "Glance",
+        }
+    }
+}
+
+/// Whether a request may be sent again when nobody knows what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// It changes nothing, or the same again.
+    Always,
+    /// Only when it certainly did not happen.
+    WhenNotDone,
+}
+
+/// One request, before it has a host and a token.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) service: Service,
+    /// What it is for, as it stands after "cannot": `reserve volume ID`.
+    pub(super) what: String,
+    pub(super) method: Method,
+    /// Below the service's endpoint, with its leading slash.
+    pub(super) path: String,
+    /// Already encoded.
+    pub(super) query: Option<String>,
+    /// May hold secrets: never shown.
+    pub(super) body: Option<Body>,
+    pub(super) microversion: Option<Microversion>,
+    /// The token that Keystone is asked about.
+    pub(super) subject_token: Option<SecretString>,
+    pub(super) repeat: Repeat,
+    /// The success codes; another 2xx is not understood (a proxy's login page is a 200, too).
+    pub(super) accept: &'static [u16],
+    /// A 404 says that the very thing in the path is gone, not something that the body named.
+    pub(super) missing_is_an_answer: bool,
+    pub(super) limit: usize,
+}
+
+/// A JSON body. Debug shows nothing of it.
+pub(super) struct Body(pub(super) Value);
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Body(..)")
+    }
+}
+
+impl Call {
+    /// A GET of one thing.
+    pub(super) fn read(service: Service, what: impl Into<String>, path: impl Into<String>) -> Self {
+        Self {
+            service,
+            what: what.into(),
+            method: Method::GET,
+            path: path.into(),
+            query: None,
+            body: None,
+            microversion: None,
+            subject_token: None,
+            repeat: Repeat::Always,
+            accept: &[200],
+            missing_is_an_answer: true,
+            limit: SMALL,
+        }
+    }
+
+    /// A GET of many things: the thing in the path is the list itself.
+    pub(super) fn list(
+        service: Service,
+        what: impl Into<String>,
+        path: impl Into<String>,
+        query: Option<String>,
+    ) -> Self {
+        Self { query, missing_is_an_answer: false, limit: LARGE, ..Self::read(service, what, path) }
+    }
+
+    /// A request of Cinder that changes something.
+    pub(super) fn effect(
+        method: Method,
+        what: impl Into<String>,
+        path: impl Into<String>,
+        body: Option<Value>,
+        accept: &'static [u16],
+    ) -> Self {
+        Self {
+            method,
+            body: body.map(Body),
+            repeat: Repeat::WhenNotDone,
+            accept,
+            ..Self::read(Service::BlockStorage, what, path)
+        }
+    }
+
+    /// Whether nobody knows what became of it when the answer is lost.
+    pub(super) fn has_effect(&self) -> bool {
+        self.repeat == Repeat::WhenNotDone
+    }
+}
+
+/// The one client of the process.
+#[derive(Debug)]
+pub(super) struct Http {
+    client: Client,
+}
+
+impl Http {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Sends the call to `endpoint`, repeats it where that is safe, and answers only an accepted
+    /// success.
+    pub(super) async fn send(
+        &self,
+        endpoint: &Url,
+        call: &Call,
+        token: Option<&SecretString>,
+    ) -> Result<Answer, CloudError> {
+        let url = target(endpoint, call);
+        let started = Instant::now();
+        let mut tries = 1;
+        loop {
+            let error = match self.try_once(&url, call, token, started.elapsed()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let Some(pause) = pause_before_repeating(call, &error, tries, started.elapsed()) else {
+                return Err(error);
+            };
+            tracing::debug!(%error, tries, pause_ms = pause.as_millis(), "trying again");
+            tokio::time::sleep(pause).await;
+            tries += 1;
+        }
+    }
+
+    async fn try_once(
+        &self,
+        url: &Url,
+        call: &Call,
+        token: Option<&SecretString>,
+        spent: Duration,
+    ) -> Result<Answer, CloudError> {
+        let started = Instant::now();
+        let limit = match call.repeat {
+            Repeat::Always => READ_TIMEOUT.min(READ_BUDGET.saturating_sub(spent)),
+            Repeat::WhenNotDone => EFFECT_TIMEOUT,
+        };
+        let exchange = self.exchange(url, call, token);
+        let result = match tokio::time::timeout(limit, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(answer::no_answer(call, url, &format!("no answer for {limit:.0?}"))),
+        };
+        let (status, request_id) = match &result {
+            Ok(answer) => (Some(answer.status), answer.request_id.as_deref()),
+            Err(error) => (error.status, error.request_id.as_deref()),
+        };
+        tracing::debug!(
+            method = %call.method,
+            host = url.host_str(),
+            path = url.path(),
+            status,
+            elapsed_ms = started.elapsed().as_millis(),
+            request_id,
+            "cloud call"
+        );
+        result
+    }
+
+    async fn exchange(
+        &self,
+        url: &Url,
+        call: &Call,
+        token: Option<&SecretString>,
+    ) -> Result<Answer, CloudError> {
+        let mut request = self.client.request(call.method.clone(), url.clone());
+        if let Some(token) = token {
+            request = request.header("X-Auth-Token", header_of(token, call)?);
+        }
+        if let Some(token) = &call.subject_token {
+            request = request.header("X-Subject-Token", header_of(token, call)?);
+        }
+        if let Some((major, minor)) = call.microversion {
+            request = request.header("OpenStack-API-Version", format!("volume {major}.{minor}"));
+        }
+        if let Some(Body(body)) = &call.body {
+            request = request.json(body);
+        }
+        let mut response = request
+            .header("Accept", "application/json")
+            .send()
+            .await
+            .map_err(|error| answer::transport_failure(call, url, &error))?;
+
+        let status = response.status().as_u16();
+        let headers = std::mem::take(response.headers_mut());
+        let mut body = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() <= call.limit => body.extend(chunk),
+                Ok(Some(_)) => {
+                    let reason = format!("its answer is larger than {} bytes", call.limit);
+                    return Err(answer::not_understood(call, status, &headers, &reason));
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    let reason = "its answer broke off";
+                    return Err(answer::not_understood(call, status, &headers, reason));
+                }
+            }
+        }
+        answer::judge(call, url, status, &headers, body)
+    }
+}
+
+/// How long to wait before the next try; `None` = no next try.
+fn pause_before_repeating(
+    call: &Call,
+    error: &CloudError,
+    tries: u32,
+    spent: Duration,
+) -> Option<Duration> {
+    let most = match (error.kind, call.repeat) {
+        (CloudErrorKind::Busy, _) => TRIES,
+        (CloudErrorKind::Unreachable | CloudErrorKind::Ambiguous, Repeat::Always) => TRIES,
+        // Not connected: perhaps a restart of the API's front end. Once more.
+        (CloudErrorKind::Unreachable, Repeat::WhenNotDone) => 2,
+        _ => return None,
+    };
+    let pause = FIRST_PAUSE * 2_u32.pow(tries - 1);
+    let pause = error.retry_after.unwrap_or(pause).max(pause);
+    let in_time = pause <= LONGEST_PAUSE && spent + pause < READ_BUDGET;
+    (tries < most && in_time).then_some(pause)
+}
+
+/// Retry-After in seconds; its other form, a date, is not read: then our own pauses serve.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn target(endpoint: &Url, call: &Call) -> Url {
+    let mut url = endpoint.clone();
+    url.set_path(&format!("{}{}", endpoint.path().trim_end_matches('/'), call.path));
+    url.set_query(call.query.as_deref());
+    url
+}
+
+fn header_of(token: &SecretString, call: &Call) -> Result<HeaderValue, CloudError> {
+    let mut value = HeaderValue::from_str(token.expose_secret()).map_err(|_| {
+        CloudError::new(
+            CloudErrorKind::Unauthenticated,
+            format!("cannot {}: the token holds characters that no token has", call.what),
+        )
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}

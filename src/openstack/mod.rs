@@ -2,13 +2,17 @@
 //!
 //! [`Cloud`] is the only thing the driver uses: one method for each call that it makes.
 
+mod answer;
 pub mod attachment;
 pub mod catalog;
 pub mod cinder;
+mod endpoint;
 pub mod error;
 pub mod http;
 pub mod keystone;
 pub mod model;
+mod session;
+mod tls;
 
 pub use attachment::{AttachFlow, Connection, Holder, Reservation};
 pub use cinder::Cloud;

@@ -1,8 +1,16 @@
 //! What Cinder says, as the rest of the program sees it. Unknown JSON fields are ignored.
+//!
+//! Reading is tolerant: clouds of ten years and many back ends write sizes as strings, leave
+//! fields out or null. Only an id is needed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
+
+use crate::connection_info::{ConnectionData, ConnectionInfo};
 
 /// A Cinder volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,4 +140,196 @@ pub struct CreateVolume {
     pub source_volid: Option<String>,
     /// Make it from this image (id).
     pub image_id: Option<String>,
+}
+
+/// A volume as it comes: any field may be missing or of any type.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawVolume {
+    id: Value,
+    name: Value,
+    status: Value,
+    size: Value,
+    volume_type: Value,
+    availability_zone: Value,
+    description: Value,
+    metadata: Value,
+    attachments: Value,
+    bootable: Value,
+    encrypted: Value,
+    multiattach: Value,
+    snapshot_id: Value,
+    source_volid: Value,
+    volume_image_metadata: Value,
+    created_at: Value,
+    updated_at: Value,
+}
+
+impl RawVolume {
+    /// `None` = without a usable id, so nothing can be done with it.
+    pub(super) fn usable(self) -> Option<Volume> {
+        let Some(id) = self.id.as_str().and_then(|id| Uuid::parse_str(id).ok()) else {
+            tracing::warn!(id = %self.id, "Cinder lists a volume without a usable id: left out");
+            return None;
+        };
+        let metadata = match self.metadata {
+            Value::Object(metadata) => metadata,
+            _ => Map::new(),
+        };
+        let attachments = self.attachments.as_array().map(Vec::as_slice).unwrap_or_default();
+        Some(Volume {
+            id,
+            name: text(&self.name).unwrap_or_default(),
+            status: VolumeStatus::named(self.status.as_str().unwrap_or_default()),
+            size: number(&self.size),
+            volume_type: text(&self.volume_type),
+            availability_zone: text(&self.availability_zone),
+            description: text(&self.description),
+            metadata: metadata
+                .into_iter()
+                .map(|(key, value)| (key, text(&value).unwrap_or_default()))
+                .collect(),
+            attachments: attachments.iter().filter_map(AttachmentInfo::read).collect(),
+            bootable: flag(&self.bootable),
+            encrypted: flag(&self.encrypted),
+            multiattach: flag(&self.multiattach),
+            snapshot_id: text(&self.snapshot_id),
+            source_volid: text(&self.source_volid),
+            from_image: self.volume_image_metadata.as_object().is_some_and(|map| !map.is_empty()),
+            created_at: text(&self.created_at).unwrap_or_default(),
+            updated_at: text(&self.updated_at),
+        })
+    }
+}
+
+impl VolumeStatus {
+    fn named(name: &str) -> Self {
+        match name {
+            "creating" => Self::Creating,
+            "downloading" => Self::Downloading,
+            "available" => Self::Available,
+            "reserved" => Self::Reserved,
+            "attaching" => Self::Attaching,
+            "in-use" => Self::InUse,
+            "detaching" => Self::Detaching,
+            "deleting" => Self::Deleting,
+            "extending" => Self::Extending,
+            "error" => Self::Error,
+            "error_deleting" => Self::ErrorDeleting,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+
+    /// The name that Cinder uses.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Creating => "creating",
+            Self::Downloading => "downloading",
+            Self::Available => "available",
+            Self::Reserved => "reserved",
+            Self::Attaching => "attaching",
+            Self::InUse => "in-use",
+            Self::Detaching => "detaching",
+            Self::Deleting => "deleting",
+            Self::Extending => "extending",
+            Self::Error => "error",
+            Self::ErrorDeleting => "error_deleting",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for VolumeStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl AttachmentInfo {
+    fn read(row: &Value) -> Option<Self> {
+        // Cinder before Havana gave only `id`, which is the volume's own today.
+        let attachment_id = text(&row["attachment_id"])?;
+        Some(Self {
+            attachment_id,
+            server_id: text(&row["server_id"]),
+            host_name: text(&row["host_name"]),
+            device: text(&row["device"]),
+            attached_at: text(&row["attached_at"]),
+        })
+    }
+}
+
+impl Snapshot {
+    pub(super) fn read(row: &Value) -> Option<Self> {
+        Some(Self {
+            id: text(&row["id"])?,
+            name: text(&row["name"]).unwrap_or_default(),
+            volume_id: text(&row["volume_id"]).unwrap_or_default(),
+            size: number(&row["size"]),
+            status: text(&row["status"]).unwrap_or_default(),
+        })
+    }
+}
+
+impl CreateVolume {
+    /// The body of `POST /volumes`; what isn't set isn't sent.
+    pub(super) fn to_json(&self) -> Value {
+        let mut volume = Map::new();
+        volume.insert("name".to_owned(), self.name.as_str().into());
+        if let Some(size) = self.size {
+            volume.insert("size".to_owned(), size.into());
+        }
+        for (key, value) in [
+            ("volume_type", &self.volume_type),
+            ("availability_zone", &self.availability_zone),
+            ("description", &self.description),
+            ("snapshot_id", &self.snapshot_id),
+            ("source_volid", &self.source_volid),
+            ("imageRef", &self.image_id),
+        ] {
+            if let Some(value) = value {
+                volume.insert(key.to_owned(), value.as_str().into());
+            }
+        }
+        if !self.metadata.is_empty() {
+            volume.insert("metadata".to_owned(), json!(self.metadata));
+        }
+        json!({ "volume": volume })
+    }
+}
+
+impl ConnectionInfo {
+    /// Reads `connection_info` of either flow: os-initialize_connection nests `data`, the
+    /// attachments API puts its keys beside `driver_volume_type`.
+    pub(super) fn read(answer: &Value) -> Option<Self> {
+        let Value::Object(mut info) = answer.get("connection_info")?.clone() else { return None };
+        let Some(Value::String(driver_volume_type)) = info.remove("driver_volume_type") else {
+            return None;
+        };
+        let data = match info.remove("data") {
+            Some(Value::Object(data)) => data,
+            _ => info,
+        };
+        Some(Self { driver_volume_type, data: ConnectionData(data) })
+    }
+}
+
+/// A string that says something; numbers and booleans as they are written.
+pub(super) fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        _ => None,
+    }
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).unwrap_or_default()
+}
+
+fn flag(value: &Value) -> bool {
+    value.as_bool().unwrap_or_else(|| {
+        value.as_str().is_some_and(|text| text.trim().eq_ignore_ascii_case("true"))
+    })
 }
