@@ -1,1 +1,0 @@
-//! Volumes as sparse files, exported as loop devices or iSCSI targets.
