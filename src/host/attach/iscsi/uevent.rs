@@ -92,7 +92,10 @@ fn open() -> std::io::Result<AsyncFd<OwnedFd>> {
         SockProtocol::NetlinkKObjectUEvent,
     )?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
-    AsyncFd::new(socket)
+    #[expect(unsafe_code, reason = "the safe constructor is deprecated")]
+    // SAFETY: an OwnedFd is open, and the same descriptor, for as long as the AsyncFd has it.
+    let registered = unsafe { AsyncFd::register(socket) };
+    Ok(registered?)
 }
 
 /// The text is `ACTION@DEVPATH`, then `KEY=VALUE` strings, all ended by NUL.

@@ -1,0 +1,550 @@
+//! The iSCSI connector against a real target (tgtd, one for each test, on ports of its own) and
+//! the kernel's real initiator. Needs root, tgt, open-iscsi and a kernel with iscsi_tcp; elsewhere
+//! every test says that it was skipped.
+
+#![expect(clippy::disallowed_methods, reason = "tests start the tools themselves")]
+#![expect(clippy::unwrap_used, reason = "these are tests")]
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use cinder_docker_driver::connection_info::{ConnectionData, ConnectionInfo};
+use cinder_docker_driver::error_chain::Chain;
+use cinder_docker_driver::host::attach::{Attacher, DeviceRecord};
+use cinder_docker_driver::host::identity::HostIdentity;
+use cinder_docker_driver::host::{Exec, HostError, Paths};
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
+
+const MIB: u64 = 1024 * 1024;
+const SIZE: u64 = 64 * MIB;
+const USER: &str = "chapuser";
+const PASSWORD: &str = "chap # secret";
+
+/// One at a time: they share iscsid, and one of them stops it.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// A tgtd with one target; LUN 1 and 2 are disks of `SIZE` bytes.
+struct Target {
+    daemon: Child,
+    control: String,
+    port: u16,
+    iqn: String,
+    directory: tempfile::TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+fn run(tool: &str, args: &[&str]) -> Output {
+    Command::new(tool).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn why_not() -> Option<&'static str> {
+    let is_root = run("id", &["-u"]).stdout == b"0\n";
+    if !is_root {
+        return Some("not root");
+    }
+    let exec = Exec::new(&Paths::default());
+    if exec.find("tgtadm").is_err() || exec.find("iscsiadm").is_err() {
+        return Some("tgt or open-iscsi is not installed");
+    }
+    let _ = Command::new("modprobe").arg("iscsi_tcp").stderr(Stdio::null()).status();
+    (!Path::new("/sys/class/iscsi_transport/tcp").exists()).then_some("no iscsi_tcp in this kernel")
+}
+
+/// Not eprintln, which the test harness keeps to itself.
+fn skipped(test: &str, reason: &str) {
+    writeln!(std::io::stderr(), "SKIPPED {test}: {reason}").unwrap();
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Target {
+    /// `None`, loudly, where the real thing is not there.
+    async fn start(test: &str) -> Option<Self> {
+        let turn = TURN.lock().await;
+        if let Some(reason) = why_not() {
+            skipped(test, reason);
+            return None;
+        }
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = std::process::id() * 32 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = tempfile::tempdir().unwrap();
+        let (control, port) = ((id % 30_000 + 100).to_string(), free_port());
+        let daemon = start_tgtd(&control, port);
+        let target = Self {
+            daemon,
+            control,
+            port,
+            iqn: format!("iqn.2010-10.example.test:volume-{}", uuid::Uuid::new_v4()),
+            directory,
+            _turn: turn,
+        };
+        target.publish();
+        Some(target)
+    }
+
+    fn publish(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.tgtadm(&["--op", "show", "--mode", "sys"]).status.success() {
+            assert!(Instant::now() < deadline, "tgtd does not answer");
+            std::thread::yield_now();
+        }
+        self.must(&["--op", "new", "--mode", "target", "--tid", "1", "-T", &self.iqn]);
+        for lun in ["1", "2"] {
+            let disk = self.directory.path().join(format!("disk{lun}"));
+            if !disk.exists() {
+                File::create(&disk).unwrap().set_len(SIZE).unwrap();
+            }
+            let disk = disk.to_str().unwrap();
+            let new = ["--op", "new", "--mode", "logicalunit", "--tid", "1"];
+            self.must(&[&new[..], &["--lun", lun, "-b", disk]].concat());
+        }
+        self.must(&["--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL"]);
+        let new = ["--op", "new", "--mode", "account", "--user", USER, "--password", PASSWORD];
+        self.must(&new);
+        self.must(&["--op", "bind", "--mode", "account", "--tid", "1", "--user", USER]);
+    }
+
+    fn tgtadm(&self, args: &[&str]) -> Output {
+        run("tgtadm", &[&["-C", &self.control, "--lld", "iscsi"], args].concat())
+    }
+
+    fn must(&self, args: &[&str]) {
+        let output = self.tgtadm(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn portal(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn data(&self, lun: u64) -> Value {
+        json!({
+            "target_discovered": false,
+            "target_portal": self.portal(),
+            "target_iqn": self.iqn,
+            "target_lun": lun,
+            "volume_id": self.iqn.split("volume-").nth(1).unwrap(),
+            "auth_method": "CHAP",
+            "auth_username": USER,
+            "auth_password": PASSWORD,
+            "encrypted": false,
+            "qos_specs": null,
+            "access_mode": "rw",
+        })
+    }
+
+    fn info(&self, lun: u64, changes: &[(&str, Value)]) -> ConnectionInfo {
+        let mut data = self.data(lun);
+        for (key, value) in changes {
+            data[*key] = value.clone();
+        }
+        let Value::Object(data) = data else { unreachable!() };
+        ConnectionInfo { driver_volume_type: "iscsi".into(), data: ConnectionData(data) }
+    }
+
+    fn sessions(&self) -> Vec<PathBuf> {
+        fs::read_dir("/sys/class/iscsi_session")
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|session| {
+                fs::read_to_string(session.join("targetname")).is_ok_and(|n| n.trim() == self.iqn)
+            })
+            .collect()
+    }
+
+    fn records(&self) -> Vec<PathBuf> {
+        ["/etc/iscsi/nodes", "/var/lib/iscsi/nodes"]
+            .iter()
+            .map(|nodes| Path::new(nodes).join(&self.iqn))
+            .filter(|target| target.exists())
+            .collect()
+    }
+
+    fn assert_nothing_left(&self) {
+        assert!(self.sessions().is_empty(), "a session is left: {:?}", self.sessions());
+        assert!(self.records().is_empty(), "a node record is left: {:?}", self.records());
+    }
+
+    /// What an administrator does by hand: no mark of ours anywhere.
+    fn log_in_by_hand(&self) {
+        let node = ["-m", "node", "-T", &self.iqn, "-p", &self.portal()];
+        let update = |key: &str, value: &str| {
+            let op = ["--op", "update", "-n", key, "-v", value];
+            assert!(run("iscsiadm", &[&node[..], &op].concat()).status.success());
+        };
+        assert!(run("iscsiadm", &[&node[..], &["--op", "new"]].concat()).status.success());
+        update("node.session.auth.authmethod", "CHAP");
+        update("node.session.auth.username", USER);
+        update("node.session.auth.password", PASSWORD);
+        update("node.session.scan", "manual");
+        assert!(run("iscsiadm", &[&node[..], &["--login"]].concat()).status.success());
+    }
+
+    fn log_out_by_hand(&self) {
+        run("iscsiadm", &["-m", "node", "-T", &self.iqn, "--logout"]);
+        run("iscsiadm", &["-m", "node", "-T", &self.iqn, "--op", "delete"]);
+    }
+}
+
+fn start_tgtd(control: &str, port: u16) -> Child {
+    Command::new("tgtd")
+        .args(["-f", "-C", control, "--iscsi", &format!("portal=127.0.0.1:{port}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // Only a test that failed leaves something.
+        if !self.sessions().is_empty() || !self.records().is_empty() {
+            self.log_out_by_hand();
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        for end in ["", ".lock"] {
+            let _ = fs::remove_file(format!("/var/run/tgtd/socket.{}{end}", self.control));
+        }
+    }
+}
+
+fn attacher() -> Attacher {
+    let paths = Paths::default();
+    let exec = Exec::new(&paths);
+    let identity = HostIdentity {
+        initiator: None,
+        ip: None,
+        host: "test".into(),
+        uuid: uuid::Uuid::nil(),
+        iscsi_iface: None,
+    };
+    Attacher::new(paths, exec, &identity)
+}
+
+/// What a restart leaves: the journal's text.
+fn reloaded(record: &DeviceRecord) -> DeviceRecord {
+    serde_json::from_str(&serde_json::to_string(record).unwrap()).unwrap()
+}
+
+fn disk_sequence(device: &Path) -> String {
+    let name = device.file_name().unwrap().to_str().unwrap();
+    fs::read_to_string(format!("/sys/class/block/{name}/diskseq")).unwrap()
+}
+
+fn text(error: &HostError) -> String {
+    Chain(error).to_string()
+}
+
+#[tokio::test]
+async fn a_volume_is_connected_with_chap_and_leaves_nothing_behind() {
+    let Some(target) = Target::start("a_volume_is_connected_with_chap").await else { return };
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    let device = attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    assert_eq!(device.size, SIZE);
+    assert!(device.running && !device.read_only && device.wwid.is_some());
+    assert_eq!(attacher.find(&record).await.unwrap(), Some(device.clone()));
+
+    let [directory] = &target.records()[..] else { panic!("no node record") };
+    let node = directory.join(format!("127.0.0.1,{}", target.port));
+    assert_eq!(fs::metadata(&node).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!serde_json::to_string(&record).unwrap().contains(PASSWORD));
+
+    let mut disk = fs::OpenOptions::new().read(true).write(true).open(&device.path).unwrap();
+    disk.write_all(&[0xa5; 8192]).unwrap();
+    drop(disk);
+
+    // After a restart, from the journal alone; the write must have reached the storage.
+    let attacher = self::attacher();
+    let record = reloaded(&record);
+    attacher.disconnect(&record).await.unwrap();
+    target.assert_nothing_left();
+    assert!(!device.path.exists());
+    assert_eq!(attacher.find(&record).await.unwrap(), None);
+    let mut stored = vec![0; 8192];
+    File::open(target.directory.path().join("disk1")).unwrap().read_exact(&mut stored).unwrap();
+    assert!(stored.iter().all(|byte| *byte == 0xa5));
+
+    attacher.disconnect(&record).await.unwrap();
+}
+
+#[tokio::test]
+async fn wrong_credentials_fail_at_once_and_leave_nothing() {
+    let Some(target) = Target::start("wrong_credentials_fail_at_once").await else { return };
+    let (attacher, info) = (attacher(), target.info(1, &[("auth_password", json!("mistaken"))]));
+    let mut record = attacher.plan(&info).unwrap();
+    let started = Instant::now();
+    let error = attacher.connect(&mut record, &info, SIZE).await.unwrap_err();
+    assert!(matches!(error, HostError::Login { .. }));
+    assert!(text(&error).contains("CHAP") && text(&error).contains("exit 24"), "{}", text(&error));
+    assert!(!text(&error).contains("mistaken"), "{}", text(&error));
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_dead_portal_is_skipped() {
+    let Some(target) = Target::start("a_dead_portal_is_skipped").await else { return };
+    let dead = format!("127.0.0.1:{}", free_port());
+    let info = target.info(
+        1,
+        &[
+            ("target_portals", json!([dead, target.portal()])),
+            ("target_iqns", json!([target.iqn, target.iqn])),
+            ("target_luns", json!([1, 1])),
+        ],
+    );
+    let attacher = attacher();
+    let mut record = attacher.plan(&info).unwrap();
+    let device = attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    assert_eq!(device.size, SIZE);
+    let DeviceRecord::Iscsi(iscsi) = &record else { panic!("not iSCSI") };
+    let opened: Vec<bool> = iscsi.paths.iter().map(|path| path.opened_session).collect();
+    assert_eq!(opened, [false, true]);
+    attacher.disconnect(&record).await.unwrap();
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn without_any_live_portal_the_error_names_them_all() {
+    let Some(target) = Target::start("without_any_live_portal").await else { return };
+    let dead = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let info = target.info(
+        1,
+        &[("target_portals", json!(dead)), ("target_iqns", json!([target.iqn, target.iqn]))],
+    );
+    let attacher = attacher();
+    let mut record = attacher.plan(&info).unwrap();
+    let error = attacher.connect(&mut record, &info, SIZE).await.unwrap_err();
+    assert!(dead.iter().all(|portal| text(&error).contains(portal)), "{}", text(&error));
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn volumes_of_one_target_share_a_session_and_the_last_one_logs_out() {
+    let Some(target) = Target::start("volumes_of_one_target_share_a_session").await else { return };
+    let (attacher, infos) = (attacher(), [target.info(1, &[]), target.info(2, &[])]);
+    let mut records = infos.each_ref().map(|info| attacher.plan(info).unwrap());
+    let [first, second] = &mut records;
+    let (a, b) = tokio::join!(
+        attacher.connect(first, &infos[0], SIZE),
+        attacher.connect(second, &infos[1], SIZE),
+    );
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_ne!(a.path, b.path);
+    assert_eq!(target.sessions().len(), 1);
+
+    attacher.disconnect(&records[0]).await.unwrap();
+    assert!(!a.path.exists() && b.path.exists());
+    assert_eq!(target.sessions().len(), 1);
+    assert_eq!(attacher.find(&records[0]).await.unwrap(), None);
+    assert!(attacher.find(&records[1]).await.unwrap().unwrap().running);
+
+    attacher.disconnect(&records[1]).await.unwrap();
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_session_of_somebody_else_is_used_and_left() {
+    let Some(target) = Target::start("a_session_of_somebody_else").await else { return };
+    target.log_in_by_hand();
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    let device = attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    attacher.disconnect(&record).await.unwrap();
+    assert!(!device.path.exists());
+    assert_eq!(target.sessions().len(), 1);
+    assert_eq!(target.records().len(), 1);
+    target.log_out_by_hand();
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_crash_before_the_journal_knows_of_the_login_leaks_nothing() {
+    let Some(target) = Target::start("a_crash_before_the_journal_knows").await else { return };
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let planned = attacher.plan(&info).unwrap();
+    let mut record = planned.clone();
+    let device = attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    self::attacher().disconnect(&reloaded(&planned)).await.unwrap();
+    assert!(!device.path.exists());
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn what_sits_at_the_lun_already_is_never_used() {
+    let Some(target) = Target::start("what_sits_at_the_lun_already").await else { return };
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut forgotten = attacher.plan(&info).unwrap();
+    let stale = attacher.connect(&mut forgotten, &info, SIZE).await.unwrap();
+    let stale = disk_sequence(&stale.path);
+    let mut record = attacher.plan(&info).unwrap();
+    let device = attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    assert_ne!(disk_sequence(&device.path), stale);
+    assert_eq!(target.sessions().len(), 1);
+    attacher.disconnect(&record).await.unwrap();
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_lun_that_the_target_does_not_show_is_refused() {
+    let Some(target) = Target::start("a_lun_that_the_target_does_not_show").await else { return };
+    let (attacher, info) = (attacher(), target.info(9, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    let error = attacher.connect(&mut record, &info, SIZE).await.unwrap_err();
+    assert!(text(&error).contains("no LUN 9"), "{}", text(&error));
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_device_that_is_smaller_than_the_volume_is_refused() {
+    let Some(target) = Target::start("a_device_that_is_smaller").await else { return };
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    let error = attacher.connect(&mut record, &info, SIZE + 1).await.unwrap_err();
+    assert!(matches!(error, HostError::Refused { .. }));
+    assert!(text(&error).contains("another volume's"), "{}", text(&error));
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn an_unknown_target_is_named_and_leaves_nothing() {
+    let Some(mut target) = Target::start("an_unknown_target").await else { return };
+    target.iqn = format!("iqn.2010-10.example.test:volume-{}", uuid::Uuid::new_v4());
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    let error = attacher.connect(&mut record, &info, SIZE).await.unwrap_err();
+    assert!(text(&error).contains(&target.iqn), "{}", text(&error));
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_mounted_device_is_neither_removed_nor_replaced() {
+    let Some(target) = Target::start("a_mounted_device").await else { return };
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    let device = attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    let (path, at) = (device.path.to_str().unwrap(), tempfile::tempdir().unwrap());
+    let at = at.path().to_str().unwrap();
+    assert!(run("mkfs.ext4", &["-q", path]).status.success());
+    assert!(run("mount", &[path, at]).status.success());
+    fs::write(Path::new(at).join("file"), "data").unwrap();
+
+    let removed = attacher.disconnect(&record).await;
+    let replaced = attacher.connect(&mut record.clone(), &info, SIZE).await;
+    let kept = fs::read_to_string(Path::new(at).join("file")).unwrap();
+    assert!(run("umount", &[at]).status.success());
+    for error in [removed.unwrap_err(), replaced.unwrap_err()] {
+        assert!(matches!(error, HostError::Busy { .. }), "{}", text(&error));
+        assert!(text(&error).contains(at), "{}", text(&error));
+    }
+    assert_eq!(kept, "data");
+    attacher.disconnect(&record).await.unwrap();
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_mount_in_another_namespace_keeps_the_device() {
+    let Some(target) = Target::start("a_mount_in_another_namespace").await else { return };
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    let device = attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    let path = device.path.to_str().unwrap();
+    assert!(run("mkfs.ext4", &["-q", path]).status.success());
+    let script = format!("mount {path} /mnt && echo mounted && exec sleep 600");
+    let mut holder = Command::new("unshare")
+        .args(["-m", "sh", "-c", &script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 8];
+    holder.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+
+    let error = attacher.disconnect(&record).await.unwrap_err();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert!(matches!(error, HostError::Busy { .. }), "{}", text(&error));
+    attacher.disconnect(&record).await.unwrap();
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn iscsid_is_started_when_it_does_not_run() {
+    let Some(target) = Target::start("iscsid_is_started").await else { return };
+    let stop = run("systemctl", &["stop", "iscsid.socket", "iscsid.service"]);
+    if !stop.status.success() {
+        skipped("iscsid_is_started_when_it_does_not_run", "no systemd");
+        return;
+    }
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    attacher.disconnect(&record).await.unwrap();
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_device_of_another_driver_is_adopted_and_removed() {
+    let Some(target) = Target::start("a_device_of_another_driver").await else { return };
+    target.log_in_by_hand();
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    let device = attacher.connect(&mut record, &info, SIZE).await.unwrap();
+
+    let adopted = attacher.adopt(device.number).unwrap().unwrap();
+    assert_eq!(attacher.find(&adopted).await.unwrap(), Some(device));
+    attacher.disconnect(&adopted).await.unwrap();
+    target.assert_nothing_left();
+}
+
+/// Lets go of a volume whose target does not answer any more; answers the errors on the way.
+async fn let_go(target: &Target, attacher: &Attacher, record: &DeviceRecord) -> Vec<String> {
+    let mut errors = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(300);
+    loop {
+        let started = Instant::now();
+        let result = attacher.disconnect(record).await;
+        assert!(started.elapsed() < Duration::from_secs(50), "{:?}", started.elapsed());
+        let Err(error) = result else { break };
+        errors.push(text(&error));
+        assert!(Instant::now() < deadline, "{errors:?}");
+    }
+    target.assert_nothing_left();
+    errors
+}
+
+#[tokio::test]
+async fn a_target_that_died_holds_nobody_up() {
+    let Some(mut target) = Target::start("a_target_that_died").await else { return };
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    target.daemon.kill().unwrap();
+    target.daemon.wait().unwrap();
+    let_go(&target, &attacher, &record).await;
+}
+
+#[tokio::test]
+async fn a_target_that_hangs_holds_nobody_up() {
+    let Some(target) = Target::start("a_target_that_hangs").await else { return };
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    let pid = target.daemon.id().to_string();
+    assert!(run("kill", &["-STOP", &pid]).status.success());
+    let errors = let_go(&target, &attacher, &record).await;
+    assert!(run("kill", &["-CONT", &pid]).status.success());
+    eprintln!("{errors:?}");
+}
