@@ -1,3 +1,69 @@
-//! The binary: everything is in the library.
+//! The binary: parse arguments, start logging, run, print the error chain, exit code.
 
-fn main() {}
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use cinder_docker_driver::cli::{self, Cli, Command};
+use cinder_docker_driver::daemon;
+use cinder_docker_driver::error_chain::Chain;
+use cinder_docker_driver::host::Paths;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(cli::accept_go_habits(std::env::args_os()));
+    start_logging(cli.debug);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    let code = match runtime.block_on(run(&cli)) {
+        Ok(code) => code,
+        Err(error) => fail(&*error),
+    };
+    // A thread that hangs in the kernel (a dead target) must not keep the process.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Error>> {
+    match &cli.command {
+        None | Some(Command::Serve) => {
+            daemon::serve(daemon::load_settings(&cli.config)?, &cli.socket).await?;
+        }
+        Some(Command::Sandbox(args)) => daemon::serve_sandbox(args, &cli.socket).await?,
+        Some(Command::Check { json }) => {
+            return Ok(cli::check(&cli.config, &cli.socket, *json).await?);
+        }
+        Some(Command::Status { json }) => {
+            let settings = daemon::load_settings(&cli.config)?;
+            let text = cli::status(&settings.driver.state_dir, &Paths::default(), *json)?;
+            std::io::stdout().write_all(text.as_bytes())?;
+        }
+        Some(command) => {
+            if let Some((operation, args)) = command.operation() {
+                cli::operate(&cli.socket, operation, &args.name, args.id.as_deref()).await?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fail(error: &(dyn Error + 'static)) -> ExitCode {
+    // Nobody is left to be told when standard error is gone.
+    let _ = writeln!(std::io::stderr(), "cinder-docker-driver: {}", Chain(error));
+    ExitCode::FAILURE
+}
+
+/// One line an event on standard error. The journal has its own time stamps.
+fn start_logging(debug: bool) {
+    let default = if debug { "cinder_docker_driver=debug" } else { "cinder_docker_driver=info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false);
+    if std::env::var_os("JOURNAL_STREAM").is_some() { log.without_time().init() } else { log.init() }
+}

@@ -1,5 +1,6 @@
 //! Command line: what people type, and what each command prints.
 
+mod check;
 mod operate;
 mod status;
 
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH};
 use crate::docker::Operation;
 
+pub use check::check;
 pub use operate::operate;
 pub use status::status;
 

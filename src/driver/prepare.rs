@@ -12,7 +12,7 @@ use super::{Driver, DriverError, VolumeName};
 use crate::host::attach::Device;
 use crate::host::filesystem::directory::{self, Ownership, RootContents};
 use crate::host::filesystem::probe::{self, BlankProof, Contents, Filesystem, Partition};
-use crate::host::filesystem::{format, mount};
+use crate::host::filesystem::{format, mount, partition};
 use crate::openstack::Volume;
 
 /// The root of the filesystem, as [`metadata::DIRECTORY`] says it.
@@ -56,7 +56,7 @@ impl Driver {
             Contents::Partitions(partitions) => {
                 let partition = choose_partition(&partitions, settings.partition)
                     .map_err(DriverError::Refused)?;
-                let device = self.host.attacher.partition(device, partition.number).await?;
+                let device = partition::device_of(&self.host.paths, device, partition)?;
                 (device, (*partition.contents).clone())
             }
             contents => (device.clone(), contents),

@@ -217,8 +217,3 @@ where
         Err(_) => Err(HostError::Timeout { what, seconds: limit.as_secs() }),
     }
 }
-
-/// A partition of a disk, by its number, as the kernel shows it in sysfs.
-pub async fn partition(paths: &Paths, disk: &Device, number: u32) -> Result<Device, HostError> {
-    todo!()
-}

@@ -148,11 +148,6 @@ impl Attacher {
         }
     }
 
-    /// A partition of a connected device, as a device of its own.
-    pub async fn partition(&self, device: &Device, number: u32) -> Result<Device, HostError> {
-        block::partition(&self.paths, device, number).await
-    }
-
     /// The record of an iSCSI device that was connected without us (the Go driver did) and that
     /// the driver takes over, session and node record included; `None` when the device is below no
     /// session. The caller has proven that it is the volume's.
