@@ -1,5 +1,7 @@
 //! Docker's side: the VolumeDriver protocol, and nothing of clouds.
 
+mod delivery;
+mod peer;
 pub mod protocol;
 pub mod server;
 pub mod socket;
