@@ -13,7 +13,7 @@
 mod loopdev;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -271,8 +271,14 @@ async fn a_read_error_is_an_error_and_never_blank() {
     let _alone = NAMESPACES.read().await;
     let Some(disk) = LoopDevice::new(64 * MIB) else { return };
     let device = disk.device();
+    // All of it is cached: a read that goes through the cache would still find zeros.
+    let mut cached = File::open(disk.node()).unwrap();
+    std::io::copy(&mut cached, &mut std::io::sink()).unwrap();
     // The device keeps its size; what lies behind the end of the file answers EIO.
     File::options().write(true).open(disk.image()).unwrap().set_len(32 * MIB).unwrap();
+    let mut block = [1; 4096];
+    cached.read_exact_at(&mut block, 60 * MIB).unwrap();
+    assert_eq!(block, [0; 4096]);
     for error in [
         probe(&device).await.unwrap_err(),
         blank(&device, device.size, BlankProof::Ours).await.unwrap_err(),

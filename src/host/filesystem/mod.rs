@@ -1,6 +1,6 @@
 //! Filesystems on block devices: look, format, check, mount, grow.
 //!
-//! Whatever reads or writes a device may hang with it: it runs in [`blocking`], off the runtime and
+//! Whatever reads or writes a device may hang with it: it runs in `blocking`, off the runtime and
 //! under a deadline, or as a process of its own.
 
 pub mod block_device;

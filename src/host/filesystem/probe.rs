@@ -113,7 +113,8 @@ pub enum BlankProof {
     /// Made elsewhere: zero in its first and last 16 MiB and in 64 samples spread between.
     Foreign,
     /// Ours and still `unformatted`, on a back end that hands out unwiped blocks
-    /// (`"NewVolumeBlocks": "dirty"`): signatures and the first and last 2 MiB are wiped.
+    /// (`"NewVolumeBlocks": "dirty"`), or with a mkfs that our own journal began and never saw end:
+    /// signatures and the first and last 2 MiB are wiped.
     OursDirty,
 }
 
