@@ -1,19 +1,39 @@
 //! Other processes, through `/proc`: is an engine alive, who holds a filesystem.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
 use super::Paths;
-use super::filesystem::mountinfo::DeviceNumber;
-use std::path::Path;
+use super::filesystem::mountinfo::{self, DeviceNumber, MountEntry};
 
 /// The start time (clock ticks since boot) of a process, field 22 of `/proc/PID/stat`; `None`
 /// when there is no such process.
 pub fn start_time(paths: &Paths, pid: i32) -> Option<u64> {
-    todo!()
+    stat_fields(paths, pid)?.get(19)?.parse().ok()
+}
+
+/// The fields of `/proc/PID/stat` from the third (the state) on. The second is the command in
+/// brackets, which may itself hold brackets and spaces.
+fn stat_fields(paths: &Paths, pid: i32) -> Option<Vec<String>> {
+    let stat = fs::read(paths.proc.join(format!("{pid}/stat"))).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Whether the process is there and has not ended (a zombie holds nothing any more).
+fn is_alive(paths: &Paths, pid: i32) -> bool {
+    stat_fields(paths, pid)
+        .and_then(|fields| fields.into_iter().next())
+        .is_some_and(|state| !matches!(state.as_str(), "Z" | "X"))
 }
 
 /// The kernel's boot id: changes at every boot.
-pub fn boot_id(paths: &Paths) -> std::io::Result<String> {
-    let text = std::fs::read_to_string(paths.proc.join("sys/kernel/random/boot_id"))?;
-    Ok(text.trim().to_owned())
+pub fn boot_id(paths: &Paths) -> io::Result<String> {
+    let id = fs::read_to_string(paths.proc.join("sys/kernel/random/boot_id"))?;
+    Ok(id.trim().to_owned())
 }
 
 /// A process in another mount namespace that still has the filesystem mounted.
@@ -27,17 +47,204 @@ pub struct MountHolder {
     pub mount_point: String,
 }
 
-/// Looks through the mount namespaces of all processes for mounts of the device.
+/// Looks through the mount namespaces of all processes for mounts of the device: the one that
+/// [`MountEntry::device`] shows for our own mount (btrfs has an anonymous one).
 ///
 /// Not holders: our own namespace; *slave copies* of our mount at `ours` (same path, `master:N`
 /// of our peer group), which go when we unmount. A mountinfo that can't be read counts as a holder
 /// (a process that has just ended does not).
 pub fn mount_holders(paths: &Paths, device: DeviceNumber, ours: &Path) -> Vec<MountHolder> {
-    todo!()
+    let own_namespace = fs::read_link(paths.proc.join("self/ns/mnt")).ok();
+    let own_mounts = mountinfo::own(paths).unwrap_or_default();
+    let our_group = own_mounts
+        .iter()
+        .rfind(|entry| entry.mount_point == ours && entry.device == device)
+        .and_then(|entry| entry.shared);
+    let is_slave_copy = |entry: &MountEntry| {
+        entry.mount_point == ours && entry.master.is_some() && entry.master == our_group
+    };
+    // A mount id is unique on the machine: this tells our own namespace when `ns/mnt` may not be
+    // read (it takes CAP_SYS_PTRACE, or more under a security module).
+    let is_own = |entry: &MountEntry| own_mounts.iter().any(|own| own.id == entry.id);
+    // Every process of a namespace sees the same: one answer for each is enough. What could not be
+    // read stands until another process of the namespace answers.
+    let mut answers: BTreeMap<PathBuf, Option<MountHolder>> = BTreeMap::new();
+    let mut nameless = Vec::new();
+    for pid in pids(paths) {
+        let namespace = fs::read_link(paths.proc.join(format!("{pid}/ns/mnt"))).ok();
+        let known = namespace.as_ref().and_then(|namespace| answers.get(namespace));
+        let answered = known.is_some_and(|answer| {
+            answer.as_ref().is_none_or(|holder| !holder.mount_point.is_empty())
+        });
+        if answered || (namespace.is_some() && namespace == own_namespace) {
+            continue;
+        }
+        let holder =
+            |mount_point: String| MountHolder { pid, command: command(paths, pid), mount_point };
+        let answer = match fs::read(paths.proc.join(format!("{pid}/mountinfo"))) {
+            Ok(text) => mountinfo::parse(&text)
+                .iter()
+                .find(|entry| entry.device == device && !is_slave_copy(entry) && !is_own(entry))
+                .map(|entry| holder(entry.mount_point.to_string_lossy().into_owned())),
+            Err(_) if !is_alive(paths, pid) => continue,
+            Err(_) => Some(holder(String::new())),
+        };
+        match namespace {
+            Some(namespace) => {
+                answers.insert(namespace, answer);
+            }
+            None => nameless.extend(answer),
+        }
+    }
+    answers.into_values().flatten().chain(nameless).collect()
 }
 
 /// Processes of our own namespace that keep files open below `path` (to say who makes umount
 /// busy): pid and command.
 pub fn file_users(paths: &Paths, path: &Path) -> Vec<(i32, String)> {
-    todo!()
+    let is_below = |link: PathBuf| fs::read_link(link).is_ok_and(|target| target.starts_with(path));
+    let uses = |pid: &i32| {
+        let process = paths.proc.join(pid.to_string());
+        ["cwd", "root", "exe"].iter().any(|link| is_below(process.join(link)))
+            || fs::read_dir(process.join("fd"))
+                .is_ok_and(|open| open.flatten().any(|descriptor| is_below(descriptor.path())))
+            || maps_below(&process, path)
+    };
+    pids(paths).into_iter().filter(uses).map(|pid| (pid, command(paths, pid))).collect()
+}
+
+/// Whether a file below `path` is mapped: it keeps a filesystem busy after its descriptor is closed.
+fn maps_below(process: &Path, path: &Path) -> bool {
+    // address perms offset device inode path
+    fs::read(process.join("maps")).is_ok_and(|maps| {
+        String::from_utf8_lossy(&maps)
+            .lines()
+            .filter_map(|line| line.find('/').map(|start| &line[start..]))
+            .any(|mapped| Path::new(mapped).starts_with(path))
+    })
+}
+
+fn pids(paths: &Paths) -> Vec<i32> {
+    fs::read_dir(&paths.proc)
+        .map(|entries| {
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        })
+        .unwrap_or_default()
+}
+
+fn command(paths: &Paths, pid: i32) -> String {
+    fs::read(paths.proc.join(format!("{pid}/comm")))
+        .map(|name| String::from_utf8_lossy(&name).trim().to_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const DEVICE: DeviceNumber = DeviceNumber { major: 8, minor: 16 };
+    const OURS: &str = "/var/lib/cinder/mount/web";
+
+    /// A `/proc` of made-up processes: pid, state, namespace, mountinfo.
+    fn proc(processes: &[(&str, &str, &str, Option<&str>)]) -> (tempfile::TempDir, Paths) {
+        let dir = tempfile::tempdir().unwrap();
+        for (pid, state, namespace, mountinfo) in processes {
+            let process = dir.path().join(pid);
+            fs::create_dir_all(process.join("ns")).unwrap();
+            symlink(format!("mnt:[{namespace}]"), process.join("ns/mnt")).unwrap();
+            fs::write(process.join("comm"), "postgres\n").unwrap();
+            fs::write(process.join("stat"), format!("{pid} (a) b) {state} 1 1")).unwrap();
+            if let Some(text) = mountinfo {
+                fs::write(process.join("mountinfo"), text).unwrap();
+            }
+        }
+        let paths = Paths { proc: dir.path().into(), ..Paths::default() };
+        (dir, paths)
+    }
+
+    fn line(point: &str, tags: &str) -> String {
+        mount(31, point, tags)
+    }
+
+    fn mount(id: u32, point: &str, tags: &str) -> String {
+        format!("{id} 1 8:16 / {point} rw{tags} - ext4 /dev/sdb rw\n")
+    }
+
+    fn holders(others: &[(&str, &str, &str, Option<&str>)]) -> Vec<(i32, String)> {
+        let own = mount(30, OURS, " shared:7");
+        let mut processes = vec![("self", "S", "1", Some(own.as_str()))];
+        processes.extend(others);
+        let (_dir, paths) = proc(&processes);
+        mount_holders(&paths, DEVICE, Path::new(OURS))
+            .into_iter()
+            .map(|holder| (holder.pid, holder.mount_point))
+            .collect()
+    }
+
+    #[test]
+    fn a_mount_in_a_containers_namespace_is_a_holder_once() {
+        let text = line("/data", "");
+        let found = holders(&[
+            ("5", "S", "1", Some(&text)),
+            ("6", "S", "2", Some(&text)),
+            ("7", "S", "2", Some(&text)),
+        ]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].1, "/data");
+    }
+
+    #[test]
+    fn a_slave_copy_of_our_mount_is_no_holder_and_a_slave_elsewhere_is_one() {
+        assert_eq!(holders(&[("6", "S", "2", Some(&line(OURS, " master:7")))]), []);
+        for (point, tags) in [("/data", " master:7"), (OURS, " master:8"), (OURS, "")] {
+            assert_eq!(holders(&[("6", "S", "2", Some(&line(point, tags)))]).len(), 1, "{tags}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_mountinfo_is_a_holder_unless_the_process_has_ended() {
+        assert_eq!(holders(&[("6", "S", "2", None)]), [(6, String::new())]);
+        assert_eq!(holders(&[("6", "Z", "2", None)]), []);
+    }
+
+    #[test]
+    fn another_process_of_the_namespace_answers_for_one_that_could_not_be_read() {
+        assert_eq!(holders(&[("6", "S", "2", None), ("7", "S", "2", Some(""))]), []);
+    }
+
+    #[test]
+    fn our_own_mount_is_known_by_its_id_when_a_namespace_cannot_be_told() {
+        let own = mount(30, OURS, " shared:7");
+        assert_eq!(holders(&[("6", "S", "2", Some(&own))]), []);
+    }
+
+    #[test]
+    fn a_start_time_is_found_behind_a_command_with_brackets() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("9")).unwrap();
+        let stat = "9 (x) (y) S 1 9 9 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 9";
+        fs::write(dir.path().join("9/stat"), stat).unwrap();
+        let paths = Paths { proc: dir.path().into(), ..Paths::default() };
+        assert_eq!(start_time(&paths, 9), Some(4711));
+        assert_eq!(start_time(&paths, 10), None);
+    }
+
+    #[test]
+    fn this_process_has_a_start_time_and_this_machine_a_boot_id() {
+        let paths = Paths::default();
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert!(start_time(&paths, own).is_some_and(|ticks| ticks > 0));
+        assert_eq!(boot_id(&paths).unwrap().len(), 36);
+    }
+
+    #[test]
+    fn a_process_with_an_open_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let _open = fs::File::create(dir.path().join("file")).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let users = file_users(&Paths::default(), dir.path());
+        assert!(users.iter().any(|(pid, _)| *pid == own), "{users:?}");
+    }
 }

@@ -1,13 +1,26 @@
 //! Connection type `local`: the device is already there (`data.device_path`).
+//!
+//! Nothing is connected and nothing removed; but what the path leads to is checked every time, since
+//! loop and DRBD minors are handed out again.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::{Device, block};
+use super::Device;
 use crate::connection_info::ConnectionInfo;
+use crate::host::filesystem::block_device::{Access, BlockDevice};
+use crate::host::filesystem::blocking;
+use crate::host::filesystem::mountinfo::{self, DeviceNumber};
 use crate::host::{HostError, Paths};
+
+/// Opening a device whose back end is dead may hang.
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
+/// Writing out what is cached.
+const FLUSH_LIMIT: Duration = Duration::from_secs(40);
 
 /// A device that is simply there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,40 +29,203 @@ pub struct LocalRecord {
     pub device_path: PathBuf,
 }
 
-/// Reads `data.device_path`.
-pub fn plan(_: &Paths, info: &ConnectionInfo) -> Result<LocalRecord, HostError> {
-    match info.data.0.get("device_path").and_then(Value::as_str) {
-        Some(path) if path.starts_with("/dev/") => Ok(LocalRecord { device_path: path.into() }),
-        _ => Err(HostError::Refused {
-            what: "Cinder's connection_info is unusable: `device_path` names no device".to_owned(),
-        }),
+/// Reads `data.device_path`: a plain absolute path below [`Paths::dev`]. Changes nothing.
+pub fn plan(paths: &Paths, info: &ConnectionInfo) -> Result<LocalRecord, HostError> {
+    let refuse = |why: String| Err(HostError::Refused { what: format!("Cinder's answer {why}") });
+    let Some(text) = info.data.0.get("device_path").and_then(|value| value.as_str()) else {
+        return refuse("for a local volume has no device_path".into());
+    };
+    let path = Path::new(text);
+    let plain = !text.chars().any(char::is_control)
+        && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+        && path.strip_prefix(&paths.dev).is_ok_and(|rest| rest != Path::new(""));
+    if !plain {
+        return refuse(format!(
+            "names {text:?} as the device, which is no plain path below {}",
+            paths.dev.display()
+        ));
     }
+    Ok(LocalRecord { device_path: path.to_owned() })
 }
 
-/// The device, if it is large enough.
+/// The device, if it may be used: a block device of at least `size` bytes, not mounted here and in
+/// use by nobody. [`HostError::Refused`] or [`HostError::Busy`] otherwise.
 pub async fn connect(paths: &Paths, record: &LocalRecord, size: u64) -> Result<Device, HostError> {
-    let device = block::device_at(paths, &record.device_path)?;
+    let Some(device) = find(paths, record).await? else {
+        return Err(HostError::Refused {
+            what: format!(
+                "{} is not there; is the storage service of this host running?",
+                record.device_path.display()
+            ),
+        });
+    };
+    not_mounted(paths, &device)?;
+    let path = device.path.clone();
+    open_limited(&path, move |path| BlockDevice::open(path, Access::Exclusive).map(drop)).await?;
+    if !device.running {
+        return Err(HostError::Refused {
+            what: format!("{} does not run, says the kernel", device.path.display()),
+        });
+    }
     if device.size < size {
         return Err(HostError::Refused {
-            what: format!("{} is smaller than the volume", record.device_path.display()),
+            what: format!(
+                "{} has {} bytes where the volume has {size}; it may be another volume",
+                device.path.display(),
+                device.size
+            ),
         });
     }
     Ok(device)
 }
 
-/// The device, if it is there.
+/// The device as the kernel has it now; `None` when the node is missing or nothing is behind it (a
+/// loop device that was taken down).
 pub async fn find(paths: &Paths, record: &LocalRecord) -> Result<Option<Device>, HostError> {
-    if record.device_path.exists() {
-        block::device_at(paths, &record.device_path).map(Some)
-    } else {
-        Ok(None)
+    let Some(path) = resolve(paths, &record.device_path)? else { return Ok(None) };
+    let opened = open_limited(&path, |path| {
+        let open = BlockDevice::open(path, Access::Shared)?;
+        Ok((open.number(), open.size(), open.is_read_only()?))
+    })
+    .await;
+    let (number, size, read_only) = match opened {
+        Err(HostError::Io { source, .. }) if is_absent(&source) => return Ok(None),
+        opened => opened?,
+    };
+    if size == 0 {
+        return Ok(None);
+    }
+    let sysfs = paths.sys.join(format!("dev/block/{number}"));
+    // Only SCSI devices have a state; the others are there or are not.
+    let running = fs::read_to_string(sysfs.join("device/state"))
+        .map_or(true, |state| state.trim() == "running");
+    let wwid = ["device/wwid", "wwid"]
+        .iter()
+        .find_map(|file| fs::read_to_string(sysfs.join(file)).ok())
+        .map(|wwid| wwid.trim().to_owned());
+    Ok(Some(Device { path, number, size, read_only, running, wwid }))
+}
+
+/// Writes out what is cached for the device. There is nothing to remove, and a device that is gone
+/// is success; one that is mounted here is [`HostError::Busy`].
+pub async fn disconnect(paths: &Paths, record: &LocalRecord) -> Result<(), HostError> {
+    let Some(device) = find(paths, record).await? else { return Ok(()) };
+    not_mounted(paths, &device)?;
+    let path = device.path.clone();
+    blocking(format!("flushing {}", path.display()), FLUSH_LIMIT, move || {
+        BlockDevice::open(&path, Access::Shared)?.flush()
+    })
+    .await
+}
+
+async fn open_limited<T, F>(path: &Path, work: F) -> Result<T, HostError>
+where
+    T: Send + 'static,
+    F: FnOnce(&Path) -> Result<T, HostError> + Send + 'static,
+{
+    let path = path.to_owned();
+    blocking(format!("opening {}", path.display()), OPEN_LIMIT, move || work(&path)).await
+}
+
+/// Follows links (`/dev/mapper/x`, `/dev/disk/by-id/x`) as long as they stay below [`Paths::dev`].
+fn resolve(paths: &Paths, path: &Path) -> Result<Option<PathBuf>, HostError> {
+    let real = match path.canonicalize() {
+        Ok(real) => real,
+        Err(e) if is_absent(&e) => return Ok(None),
+        Err(e) => return Err(HostError::io("resolve", path, e)),
+    };
+    let dev = paths.dev.canonicalize().map_err(|e| HostError::io("resolve", &paths.dev, e))?;
+    if real.starts_with(&dev) {
+        return Ok(Some(real));
+    }
+    Err(HostError::Refused {
+        what: format!("{} leads out of {}", path.display(), paths.dev.display()),
+    })
+}
+
+/// `ENXIO` and `ENODEV`: the node is there, the device is not.
+fn is_absent(error: &io::Error) -> bool {
+    let code = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or_default());
+    use nix::errno::Errno::{ENODEV, ENOENT, ENXIO};
+    matches!(code, ENOENT | ENXIO | ENODEV)
+}
+
+fn not_mounted(paths: &Paths, device: &Device) -> Result<(), HostError> {
+    let mounts = mountinfo::own(paths)
+        .map_err(|e| HostError::io("read", paths.proc.join("self/mountinfo"), e))?;
+    let is_here = |number: Option<DeviceNumber>| number == Some(device.number);
+    match mounts.iter().find(|entry| is_here(entry.block_device())) {
+        None => Ok(()),
+        Some(entry) => Err(HostError::Busy {
+            what: format!(
+                "{} is mounted at {}",
+                device.path.display(),
+                entry.mount_point.display()
+            ),
+        }),
     }
 }
 
-/// Flushes the device, if it is there.
-pub async fn disconnect(paths: &Paths, record: &LocalRecord) -> Result<(), HostError> {
-    match find(paths, record).await? {
-        Some(device) => block::flush(&device.path).await,
-        None => Ok(()),
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::connection_info::ConnectionData;
+
+    fn planned(data: &serde_json::Value) -> Result<LocalRecord, HostError> {
+        let info = ConnectionInfo {
+            driver_volume_type: "local".into(),
+            data: ConnectionData(data.as_object().unwrap().clone()),
+        };
+        plan(&Paths::default(), &info)
+    }
+
+    #[test]
+    fn a_plain_path_below_dev_is_taken() {
+        for path in ["/dev/loop0", "/dev/mapper/vg-volume", "/dev/drbd/by-res/x/0"] {
+            let record = planned(&json!({ "device_path": path })).unwrap();
+            assert_eq!(record.device_path, Path::new(path));
+        }
+    }
+
+    #[test]
+    fn every_other_path_is_refused() {
+        for data in [
+            json!({}),
+            json!({ "device_path": 7 }),
+            json!({ "device_path": "" }),
+            json!({ "device_path": "/dev" }),
+            json!({ "device_path": "/dev/" }),
+            json!({ "device_path": "loop0" }),
+            json!({ "device_path": "/etc/shadow" }),
+            json!({ "device_path": "/device/sda" }),
+            json!({ "device_path": "/dev/../etc/shadow" }),
+            json!({ "device_path": "/dev/loop0\n" }),
+        ] {
+            assert!(matches!(planned(&data), Err(HostError::Refused { .. })), "{data}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_missing_is_no_device() {
+        let record = LocalRecord { device_path: "/dev/no-such-volume".into() };
+        let paths = Paths::default();
+        assert_eq!(find(&paths, &record).await.unwrap(), None);
+        assert!(matches!(connect(&paths, &record, 0).await, Err(HostError::Refused { .. })));
+        disconnect(&paths, &record).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_link_that_leads_out_of_dev_or_to_no_block_device_is_refused() {
+        let dev = tempfile::tempdir().unwrap();
+        let paths = Paths { dev: dev.path().into(), ..Paths::default() };
+        std::os::unix::fs::symlink("/etc/passwd", dev.path().join("link")).unwrap();
+        fs::write(dev.path().join("file"), "").unwrap();
+        for name in ["link", "file"] {
+            let record = LocalRecord { device_path: dev.path().join(name) };
+            let error = find(&paths, &record).await.unwrap_err();
+            assert!(matches!(error, HostError::Refused { .. }), "{error}");
+        }
     }
 }

@@ -3,10 +3,20 @@
 //! The only place that can make a [`Blank`], which mkfs takes. Any error is a refusal, never
 //! "blank". Short reads are errors.
 
+mod partitions;
+mod scan;
+mod signatures;
+mod superblock;
+
 use std::fmt;
+use std::path::Path;
+use std::time::Duration;
 
 use uuid::Uuid;
 
+use self::scan::{Finding, Window};
+use super::block_device::{Access, BlockDevice};
+use super::blocking;
 use crate::host::HostError;
 use crate::host::attach::Device;
 
@@ -47,6 +57,24 @@ pub enum Contents {
     Other(String),
 }
 
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSignature => f.write_str("nothing that is known"),
+            Self::Filesystem(fs) if fs.label.is_empty() => {
+                write!(f, "{} {}", fs.mount_type, fs.uuid)
+            }
+            Self::Filesystem(fs) => {
+                write!(f, "{} {} labelled {:?}", fs.mount_type, fs.uuid, fs.label)
+            }
+            Self::Partitions(partitions) => {
+                write!(f, "a partition table (partitions: {})", partitions.len())
+            }
+            Self::Other(what) => f.write_str(what),
+        }
+    }
+}
+
 /// A filesystem's superblock, as far as it matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filesystem {
@@ -85,7 +113,8 @@ pub enum BlankProof {
     /// Made elsewhere: zero in its first and last 16 MiB and in 64 samples spread between.
     Foreign,
     /// Ours and still `unformatted`, on a back end that hands out unwiped blocks
-    /// (`"NewVolumeBlocks": "dirty"`): signatures and the first and last 2 MiB are wiped.
+    /// (`"NewVolumeBlocks": "dirty"`), or with a mkfs that our own journal began and never saw end:
+    /// signatures and the first and last 2 MiB are wiped.
     OursDirty,
 }
 
@@ -102,15 +131,171 @@ impl Blank {
     }
 }
 
+/// How long looking may take. Reads of a dead target end after iSCSI's replacement_timeout or not
+/// at all.
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
+/// The proof reads up to 36 MiB, and a wipe writes 4 MiB.
+const BLANK_LIMIT: Duration = Duration::from_secs(60);
+
+const MIB: u64 = 1024 * 1024;
+/// Read at a time when looking for zeros.
+const CHUNK: u64 = MIB;
+/// Samples between the two ends of a foreign volume, and how much each of them reads.
+const SAMPLES: u64 = 64;
+const SAMPLE: u64 = 64 * 1024;
+
 /// Reads the superblocks and partition tables of a device (blocking work is done off the runtime,
 /// with a deadline).
 pub async fn probe(device: &Device) -> Result<Contents, HostError> {
-    todo!()
+    let device = device.clone();
+    blocking(
+        format!("reading the superblocks of {}", device.path.display()),
+        PROBE_LIMIT,
+        move || {
+            let open = open(&device, Access::Shared)?;
+            Ok(contents(scan::scan(&Window::whole(&open)?)?))
+        },
+    )
+    .await
+}
+
+/// As [`probe`], for a node of which no more is known than its path.
+pub(super) async fn probe_node(node: &Path) -> Result<Contents, HostError> {
+    let node = node.to_owned();
+    blocking(format!("reading the superblocks of {}", node.display()), PROBE_LIMIT, move || {
+        let open = BlockDevice::open(&node, Access::Shared)?;
+        Ok(contents(scan::scan(&Window::whole(&open)?)?))
+    })
+    .await
 }
 
 /// Proves that the device may be formatted: a block device of at least `size` bytes, opened
 /// exclusively (`O_EXCL`: in use by nobody), read-write, no signature, every read succeeds,
-/// and zero where [`BlankProof`] says. Otherwise [`HostError::Refused`] with what was found.
+/// and zero where [`BlankProof`] says. Otherwise an error that says what was found:
+/// [`HostError::Refused`] for contents, [`HostError::Busy`] for a user of the device, and
+/// [`HostError::Io`] for a read that failed. Only [`BlankProof::OursDirty`] ever writes.
+///
+/// The exclusive descriptor is closed at the end, since mkfs needs the device for itself: use the
+/// proof at once.
 pub async fn blank(device: &Device, size: u64, proof: BlankProof) -> Result<Blank, HostError> {
-    todo!()
+    let device = device.clone();
+    let what = format!("proving that {} is blank", device.path.display());
+    blocking(what, BLANK_LIMIT, move || {
+        prove(&device, size, proof)?;
+        Ok(Blank { device })
+    })
+    .await
+}
+
+fn prove(device: &Device, size: u64, proof: BlankProof) -> Result<(), HostError> {
+    let access = match proof {
+        BlankProof::OursDirty => Access::ExclusiveWrite,
+        BlankProof::Ours | BlankProof::Foreign => Access::Exclusive,
+    };
+    let refuse = |why: String| {
+        Err(HostError::Refused { what: format!("not formatting {}: {why}", device.path.display()) })
+    };
+    if device.read_only {
+        return refuse("it is attached read-only".into());
+    }
+    let open = open(device, access)?;
+    if open.is_read_only()? {
+        return refuse("it is read-only".into());
+    }
+    if open.size() < size {
+        return refuse(format!(
+            "it has {} bytes where the volume has {size}; it may be another volume",
+            open.size()
+        ));
+    }
+    let window = Window::whole(&open)?;
+    let mut found = scan::scan(&window)?;
+    if proof == BlankProof::OursDirty {
+        wipe(&open, &found)?;
+        found = scan::scan(&window)?;
+    }
+    if let Some(first) = found.first() {
+        let at = first.at;
+        return refuse(format!("it holds {} (at byte {at})", contents(found)));
+    }
+    let edge = match proof {
+        BlankProof::Ours | BlankProof::OursDirty => 2 * MIB,
+        BlankProof::Foreign => 16 * MIB,
+    };
+    let mut ranges =
+        vec![(0, edge.min(open.size())), (open.size().saturating_sub(edge), open.size())];
+    if proof == BlankProof::Foreign {
+        let step = open.size() / (SAMPLES + 1);
+        ranges.extend((1..=SAMPLES).map(|n| {
+            let start = step * n;
+            (start, (start + SAMPLE).min(open.size()))
+        }));
+    }
+    for (start, end) in ranges {
+        if let Some(at) = first_nonzero(&open, start, end)? {
+            return refuse(format!("it holds unknown data (first at byte {at})"));
+        }
+    }
+    Ok(())
+}
+
+/// Opens the node and makes sure that it still is the device that was attached.
+fn open(device: &Device, access: Access) -> Result<BlockDevice, HostError> {
+    let open = BlockDevice::open(&device.path, access)?;
+    if open.number() != device.number {
+        return Err(HostError::Refused {
+            what: format!(
+                "{} is now the device {}, and was {} when the volume was attached",
+                device.path.display(),
+                open.number(),
+                device.number
+            ),
+        });
+    }
+    if open.size() == 0 {
+        return Err(HostError::Refused {
+            what: format!("{} has 0 bytes: nothing is behind it", device.path.display()),
+        });
+    }
+    Ok(open)
+}
+
+/// Zeros both ends, and whatever was recognised between them.
+fn wipe(open: &BlockDevice, found: &[Finding]) -> Result<(), HostError> {
+    let edge = (2 * MIB).min(open.size());
+    open.zero(0, edge)?;
+    open.zero(open.size() - edge, edge)?;
+    for finding in found.iter().filter(|finding| finding.at >= edge) {
+        open.zero(finding.at, 1)?;
+    }
+    // What stood behind a signature shows only now: a backup superblock, for one.
+    for finding in scan::scan(&Window::whole(open)?)? {
+        open.zero(finding.at, 1)?;
+    }
+    Ok(())
+}
+
+fn first_nonzero(open: &BlockDevice, start: u64, end: u64) -> Result<Option<u64>, HostError> {
+    let mut at = start;
+    while at < end {
+        let count = (end - at).min(CHUNK);
+        let bytes = open.read(at, usize::try_from(count).unwrap_or(usize::MAX))?;
+        if let Some(index) = bytes.iter().position(|byte| *byte != 0) {
+            return Ok(Some(at + index as u64));
+        }
+        at += count;
+    }
+    Ok(None)
+}
+
+/// One finding is what the device holds; several are nothing that can be mounted safely.
+fn contents(mut found: Vec<Finding>) -> Contents {
+    match found.len() {
+        0 => Contents::NoSignature,
+        1 => found.remove(0).what,
+        _ => {
+            let names: Vec<String> = found.iter().map(|finding| finding.what.to_string()).collect();
+            Contents::Other(format!("several signatures: {}", names.join(", ")))
+        }
+    }
 }
