@@ -83,8 +83,7 @@ async fn serve_on(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     let cloud = Cloud::new(&settings.cloud)?;
-    let driver =
-        Arc::new(Driver::new(settings.driver, &settings.host, cloud, Paths::default())?);
+    let driver = Arc::new(Driver::new(settings.driver, &settings.host, cloud, Paths::default())?);
     let background = tokio::spawn(Arc::clone(&driver).work_in_background());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -141,7 +140,8 @@ fn write_config(path: &Path, sandbox: &Sandbox, dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&temporary)?;
+    let mut file =
+        fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&temporary)?;
     io::Write::write_all(&mut file, text.as_bytes())?;
     fs::rename(temporary, path)
 }

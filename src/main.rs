@@ -65,5 +65,9 @@ fn start_logging(debug: bool) {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false);
-    if std::env::var_os("JOURNAL_STREAM").is_some() { log.without_time().init() } else { log.init() }
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().init()
+    } else {
+        log.init()
+    }
 }

@@ -229,7 +229,10 @@ async fn promise_2_a_multiattach_volume_has_one_writer_too() {
 #[tokio::test]
 async fn promise_3_a_mount_that_fails_anywhere_leaves_everything_as_it_was() {
     let calls = [
-        ("attachments", ["attachment-create", "attachment-update", "os-complete", "set-metadata"]),
+        (
+            "attachments",
+            ["attachment-create", "attachment-update", "attachment-complete", "set-metadata"],
+        ),
         ("actions", ["os-reserve", "os-initialize_connection", "os-attach", "set-metadata"]),
     ];
     for (flow, calls) in calls {
@@ -305,7 +308,10 @@ async fn promise_3_a_list_without_its_end_is_no_list() {
 #[tokio::test]
 async fn promise_4_a_kill_at_any_call_of_a_mount_leaks_nothing() {
     let flows = [
-        ("attachments", ["attachment-create", "attachment-update", "set-metadata", "os-complete"]),
+        (
+            "attachments",
+            ["attachment-create", "attachment-update", "set-metadata", "attachment-complete"],
+        ),
         ("actions", ["os-reserve", "os-initialize_connection", "set-metadata", "os-attach"]),
     ];
     for (flow, calls) in flows {

@@ -11,9 +11,9 @@ use tokio::time::timeout;
 
 use crate::config::{self, Settings};
 use crate::error_chain::Chain;
+use crate::host::Paths;
 use crate::host::exec::Exec;
 use crate::host::identity::HostIdentity;
-use crate::host::Paths;
 use crate::openstack::{Cloud, CloudErrorKind};
 
 /// How long the cloud may take to answer.
@@ -203,7 +203,8 @@ async fn check_cloud(settings: &Settings, findings: &mut Findings) {
             return findings.bad("cloud", Level::Error, "no answer within 30 s", mend);
         }
     };
-    findings.ok("identity", format!("{} knows us, project {}", facts.identity_url, facts.project_id));
+    findings
+        .ok("identity", format!("{} knows us, project {}", facts.identity_url, facts.project_id));
     let version = match facts.max_microversion {
         Some((major, minor)) => format!("microversions up to {major}.{minor}"),
         None => "v2".to_owned(),

@@ -10,6 +10,8 @@ use std::path::Path;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
+use super::Operation;
+
 /// Of every answer. Docker does not look at it; go-plugins-helpers and Podman send v1.1.
 pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
@@ -76,6 +78,8 @@ pub enum VolumeCall {
     Path,
     /// `/VolumeDriver.Get`
     Get,
+    /// `/Operator.*`: not Docker's, but our own commands'.
+    Operate(Operation),
 }
 
 impl Call {
@@ -91,7 +95,10 @@ impl Call {
             "/VolumeDriver.Unmount" => Self::Volume(VolumeCall::Unmount),
             "/VolumeDriver.Path" => Self::Volume(VolumeCall::Path),
             "/VolumeDriver.Get" => Self::Volume(VolumeCall::Get),
-            _ => return None,
+            _ => {
+                let operation = Operation::ALL.into_iter().find(|one| one.path() == path)?;
+                Self::Volume(VolumeCall::Operate(operation))
+            }
         })
     }
 }
@@ -120,6 +127,8 @@ pub enum Action {
     Path,
     /// Facts about it.
     Get,
+    /// An operator's request; with the volume's id it is confirmed.
+    Operate(Operation, Option<String>),
 }
 
 impl VolumeRequest {
@@ -146,6 +155,9 @@ impl VolumeRequest {
             VolumeCall::Unmount => Action::Unmount(text(&members, "ID")?),
             VolumeCall::Path => Action::Path,
             VolumeCall::Get => Action::Get,
+            VolumeCall::Operate(operation) => {
+                Action::Operate(operation, Some(text(&members, "ID")?).filter(|id| !id.is_empty()))
+            }
         };
         Ok(Self { name, action })
     }

@@ -200,7 +200,9 @@ impl Server {
         request: VolumeRequest,
     ) -> Outcome {
         let limit = match call {
-            VolumeCall::Create | VolumeCall::Mount => self.limits.create_and_mount,
+            VolumeCall::Create | VolumeCall::Mount | VolumeCall::Operate(_) => {
+                self.limits.create_and_mount
+            }
             _ => self.limits.others,
         };
         let (caller, _answered) = caller(engine, limit);
@@ -233,6 +235,9 @@ impl Server {
             }
             Action::Path => driver.path(&name).await.map(|path| protocol::path(path.as_deref())),
             Action::Get => driver.get(&caller, &name).await.map(|info| protocol::volume(&info)),
+            Action::Operate(operation, id) => {
+                driver.operate(&caller, operation, &name, id.as_deref()).await.map(Value::Object)
+            }
             Action::Mount(id) => {
                 let mountpoint = driver.mount(&caller, &name, &id).await?;
                 // From here on the reference is taken back unless the answer gets through.

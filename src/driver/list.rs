@@ -13,18 +13,18 @@ impl Driver {
     /// All volumes, page by page: one page is in memory at a time.
     pub(super) fn list_volumes(driver: &Arc<Self>) -> mpsc::Receiver<Result<Vec<Listed>, Failure>> {
         let (sender, receiver) = mpsc::channel(1);
-        let driver = Arc::clone(driver);
+        let (driver, pages) = (Arc::clone(driver), sender.clone());
         tokio::spawn(async move {
-            if let Err(error) = driver.send_pages(&sender).await {
-                let message = crate::error_chain::Chain(&error).to_string();
-                tracing::error!("cannot list volumes: {message}");
-                let failure = Failure {
-                    bad_request: false,
-                    message: format!("cannot list volumes: {message}"),
-                };
-                // A receiver that is gone needs no answer.
-                sender.send(Err(failure)).await.ok();
-            }
+            // A task of its own: should it break off, the list must not look complete.
+            let sent = tokio::spawn(async move { driver.send_pages(&pages).await });
+            let reason = match sent.await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => crate::error_chain::Chain(&error).to_string(),
+                Err(broken) => broken.to_string(),
+            };
+            let message = format!("cannot list volumes: {reason}");
+            // A receiver that is gone needs no answer.
+            sender.send(Err(Failure { bad_request: false, message })).await.ok();
         });
         receiver
     }

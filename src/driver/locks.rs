@@ -35,6 +35,8 @@ impl<K: Hash + Eq + Clone> Locks<K> {
         shown: &str,
     ) -> Result<Guard, DriverError> {
         tokio::select! {
+            // A free lock is taken even for a caller who has gone: what was asked for is done.
+            biased;
             guard = self.lock(key) => Ok(guard),
             () = caller.gone.cancelled() => Err(Self::busy(shown)),
             () = tokio::time::sleep_until(caller.deadline) => Err(Self::busy(shown)),

@@ -128,7 +128,9 @@ impl Driver {
         let found = mountinfo::at(&self.host.paths, &record.at).map_err(|source| {
             HostError::io("read", self.host.paths.proc.join("self/mountinfo"), source)
         })?;
-        Ok(found.filter(|entry| entry.device == record.device))
+        Ok(found.filter(|entry| {
+            entry.device == record.device || entry.block_device() == Some(record.device)
+        }))
     }
 
     /// Whether the volume is mounted here, by the kernel's word. Touches no device.
@@ -212,25 +214,13 @@ impl Driver {
     }
 }
 
-/// Names the operation in an error and tells the journal's volume about it.
-fn log_outcome<T>(
+/// Names the operation in an error.
+fn named<T>(
     action: &'static str,
     name: &str,
-    started: Instant,
     result: Result<T, DriverError>,
 ) -> Result<T, Failure> {
-    let elapsed_ms = started.elapsed().as_millis();
-    match result {
-        Ok(value) => {
-            tracing::info!(volume = name, elapsed_ms, "{action}");
-            Ok(value)
-        }
-        Err(error) => {
-            let failure = Failure::from(error.during(action, name));
-            tracing::error!(volume = name, elapsed_ms, "{}", failure.message);
-            Err(failure)
-        }
-    }
+    result.map_err(|error| Failure::from(error.during(action, name)))
 }
 
 #[async_trait]
@@ -241,23 +231,15 @@ impl VolumeDriver for Arc<Driver> {
         name: &str,
         options: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
-        let started = Instant::now();
-        log_outcome(
-            "create",
-            name,
-            started,
-            Box::pin(self.create_volume(caller, name, options)).await,
-        )
+        named("create", name, Box::pin(self.create_volume(caller, name, options)).await)
     }
 
     async fn remove(&self, caller: &Caller, name: &str) -> Result<(), Failure> {
-        let started = Instant::now();
-        log_outcome("remove", name, started, Box::pin(self.remove_volume(caller, name)).await)
+        named("remove", name, Box::pin(self.remove_volume(caller, name)).await)
     }
 
     async fn mount(&self, caller: &Caller, name: &str, id: &str) -> Result<PathBuf, Failure> {
-        let started = Instant::now();
-        log_outcome("mount", name, started, Box::pin(self.mount_volume(caller, name, id)).await)
+        named("mount", name, Box::pin(self.mount_volume(caller, name, id)).await)
     }
 
     async fn mount_uncollected(&self, name: &str, id: &str) {
@@ -265,19 +247,15 @@ impl VolumeDriver for Arc<Driver> {
     }
 
     async fn unmount(&self, caller: &Caller, name: &str, id: &str) -> Result<(), Failure> {
-        let started = Instant::now();
-        log_outcome("unmount", name, started, Box::pin(self.unmount_volume(caller, name, id)).await)
+        named("unmount", name, Box::pin(self.unmount_volume(caller, name, id)).await)
     }
 
     async fn path(&self, name: &str) -> Result<Option<PathBuf>, Failure> {
-        Ok(self.path_of(name).map_err(|error| error.during("find the path of", name))?)
+        named("find the path of", name, self.path_of(name))
     }
 
     async fn get(&self, caller: &Caller, name: &str) -> Result<VolumeInfo, Failure> {
-        Ok(self.get_volume(caller, name).await.map_err(|error| {
-            tracing::debug!(volume = name, "{}", crate::error_chain::Chain(&error));
-            error.during("look up", name)
-        })?)
+        named("look up", name, self.get_volume(caller, name).await)
     }
 
     async fn list(
@@ -299,9 +277,8 @@ impl VolumeDriver for Arc<Driver> {
             Operation::Format => "format",
             Operation::AcceptUuid => "accept the UUID of",
         };
-        let started = Instant::now();
         let done = Box::pin(self.operate_on(caller, operation, name, confirmed)).await;
-        log_outcome(action, name, started, done)
+        named(action, name, done)
     }
 }
 

@@ -391,7 +391,7 @@ impl Driver {
             },
         };
         let (exec, paths) = (&self.host.exec, &self.host.paths);
-        mount::mount(exec, paths, &device, &filesystem, &at, &options).await?;
+        let mounted = mount::mount(exec, paths, &device, &filesystem, &at, &options).await?;
         if !settings.read_only && grow::is_needed(&device, &filesystem) {
             // The data is all there without it: worth a line, not a refusal.
             if let Err(error) = grow::grow(exec, &device, &filesystem, &at).await {
@@ -403,7 +403,8 @@ impl Driver {
             }
         }
         let directory = self.choose_directory(volume, &at, &settings).await?;
-        Ok(MountRecord { directory: Some(directory), ..record })
+        // btrfs shows a number of its own, by which its other mounts are found.
+        Ok(MountRecord { directory: Some(directory), device: mounted.device, ..record })
     }
 
     /// Nothing may be mounted there already: it would be hidden, or taken for the volume.

@@ -2,6 +2,7 @@
 //! directory of it containers see.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -12,11 +13,14 @@ use super::{Driver, DriverError, VolumeName};
 use crate::host::attach::Device;
 use crate::host::filesystem::directory::{self, Ownership, RootContents};
 use crate::host::filesystem::probe::{self, BlankProof, Contents, Filesystem, Partition};
-use crate::host::filesystem::{format, mount, partition};
+use crate::host::filesystem::{blocking, format, mount, partition};
 use crate::openstack::Volume;
 
 /// The root of the filesystem, as [`metadata::DIRECTORY`] says it.
 const ROOT: &str = "/";
+
+/// How long the device may take to show or make a directory.
+const DIRECTORY_LIMIT: Duration = Duration::from_secs(30);
 
 /// A device that can be mounted.
 #[derive(Debug)]
@@ -109,19 +113,7 @@ impl Driver {
             .update(volume.id, |entry| entry.formatting = Some(Formatting { uuid, fs_type }))
             .await?;
         let blank = probe::blank(&device, device.size, proof).await?;
-        format::mkfs(&self.host.exec, blank, fs_type, uuid, &extra).await?;
-        let Contents::Filesystem(filesystem) = probe::probe(&device).await? else {
-            return Err(DriverError::Refused(format!(
-                "mkfs ended with success, but no {fs_type} filesystem is on {}",
-                device.path.display()
-            )));
-        };
-        if filesystem.uuid != uuid {
-            return Err(DriverError::Refused(format!(
-                "mkfs made a filesystem with UUID {}, not {uuid}",
-                filesystem.uuid
-            )));
-        }
+        let filesystem = format::mkfs(&self.host.exec, blank, fs_type, uuid, &extra).await?;
         self.set_format(volume.id, FormatState::Formatted(uuid)).await?;
         Ok(Prepared { device, filesystem })
     }
@@ -155,7 +147,12 @@ impl Driver {
         if name.is_empty() {
             return Ok(at.to_owned());
         }
-        match directory::inspect(at, &name)? {
+        let (place, content) = (at.to_owned(), name.clone());
+        let found = blocking("looking at the volume's root", DIRECTORY_LIMIT, move || {
+            directory::inspect(&place, &content)
+        })
+        .await?;
+        match found {
             RootContents::Data => {
                 if recorded.is_none() && !settings.read_only {
                     let change = [(metadata::DIRECTORY.to_owned(), ROOT.to_owned())].into();
@@ -169,7 +166,11 @@ impl Driver {
             RootContents::Empty | RootContents::HasContentDirectory => {
                 let ownership =
                     Ownership { uid: settings.uid, gid: settings.gid, mode: settings.mode };
-                directory::ensure(at, &name, &ownership)?;
+                let (place, content) = (at.to_owned(), name.clone());
+                blocking("making the content directory", DIRECTORY_LIMIT, move || {
+                    directory::ensure(&place, &content, &ownership)
+                })
+                .await?;
             }
         }
         Ok(at.join(name))

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::block_device::{Access, BlockDevice};
 use super::blocking;
-use super::probe::{Blank, Contents, FsType, probe};
+use super::probe::{Blank, Contents, Filesystem, FsType, probe};
 use crate::host::{Cmd, Exec, HostError};
 
 /// A large filesystem on a slow back end takes minutes; a Mount that outlives its caller goes on.
@@ -23,14 +23,14 @@ const EXT4_EXTENDED: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
 /// for ext4, `-K` for xfs and btrfs). Never `-F`/`-f`: then mkfs.xfs and mkfs.btrfs look for
 /// themselves too, and every mkfs refuses a device that is mounted or held.
 ///
-/// Answers when the superblock with that UUID was read back.
+/// Answers what was read back: a filesystem of that type with that UUID.
 pub async fn mkfs(
     exec: &Exec,
     blank: Blank,
     fs_type: FsType,
     uuid: Uuid,
     extra: &[String],
-) -> Result<(), HostError> {
+) -> Result<Filesystem, HostError> {
     let device = blank.device();
     let path = device.path.clone();
     let number = device.number;
@@ -57,7 +57,7 @@ pub async fn mkfs(
         }
     })?;
     match probe(device).await? {
-        Contents::Filesystem(made) if made.fs_type == fs_type && made.uuid == uuid => Ok(()),
+        Contents::Filesystem(made) if made.fs_type == fs_type && made.uuid == uuid => Ok(made),
         other => Err(HostError::Refused {
             what: format!(
                 "mkfs.{fs_type} reported success, but {} holds {other} where the new filesystem \
@@ -65,6 +65,15 @@ pub async fn mkfs(
                 device.path.display()
             ),
         }),
+    }
+}
+
+/// The tool that makes a filesystem.
+pub fn tool(fs_type: FsType) -> &'static str {
+    match fs_type {
+        FsType::Ext4 => "mkfs.ext4",
+        FsType::Xfs => "mkfs.xfs",
+        FsType::Btrfs => "mkfs.btrfs",
     }
 }
 
@@ -80,15 +89,15 @@ fn command(fs_type: FsType, uuid: Uuid, extra: &[String]) -> Cmd {
                 .chain(extended)
                 .collect::<Vec<_>>()
                 .join(",");
-            Cmd::new("mkfs.ext4", MKFS_LIMIT)
+            Cmd::new(tool(fs_type), MKFS_LIMIT)
                 .args(["-q", "-m0", "-E", &extended, "-U", &uuid])
                 .args(rest)
         }
-        FsType::Xfs => Cmd::new("mkfs.xfs", MKFS_LIMIT)
+        FsType::Xfs => Cmd::new(tool(fs_type), MKFS_LIMIT)
             .args(["-q", "-K", "-m", &format!("uuid={uuid}")])
             .args(extra),
         FsType::Btrfs => {
-            Cmd::new("mkfs.btrfs", MKFS_LIMIT).args(["-q", "-K", "-U", &uuid]).args(extra)
+            Cmd::new(tool(fs_type), MKFS_LIMIT).args(["-q", "-K", "-U", &uuid]).args(extra)
         }
     }
 }
@@ -291,14 +300,5 @@ mod tests {
         let line = command(FsType::Ext4, Uuid::nil(), &words).to_string();
         assert!(line.contains("nodiscard,stride=16,discard -U"), "{line}");
         assert!(line.ends_with("-b 4096"), "{line}");
-    }
-}
-
-/// The tool that makes a filesystem.
-pub fn tool(fs_type: FsType) -> &'static str {
-    match fs_type {
-        FsType::Ext4 => "mkfs.ext4",
-        FsType::Xfs => "mkfs.xfs",
-        FsType::Btrfs => "mkfs.btrfs",
     }
 }
