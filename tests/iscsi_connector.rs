@@ -519,7 +519,9 @@ async fn let_go(target: &Target, attacher: &Attacher, record: &DeviceRecord) -> 
         assert!(started.elapsed() < Duration::from_secs(50), "{:?}", started.elapsed());
         let Err(error) = result else { break };
         errors.push(text(&error));
+        errors.dedup();
         assert!(Instant::now() < deadline, "{errors:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     target.assert_nothing_left();
     errors

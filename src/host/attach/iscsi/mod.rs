@@ -201,11 +201,11 @@ impl Connector<'_> {
     async fn disconnect_locked(self, record: &IscsiRecord) -> Result<(), HostError> {
         let devices = self.devices(record)?;
         // All of them first: a map above several paths must not lose one of them.
+        let mut flushed = Ok(());
         for (_, lun) in &devices {
-            self.release_map(lun).await?;
+            flushed = flushed.and(self.release_map(lun).await?);
             self.check_unused(lun).await?;
         }
-        let mut flushed = Ok(());
         for (session, lun) in &devices {
             flushed = flushed.and(self.flush(session, lun).await?);
             self.delete(lun).await?;
