@@ -104,12 +104,13 @@ pub(super) async fn remove_map(paths: &Paths, exec: &Exec, map: &str) -> Result<
     }
 }
 
-/// Makes a map as large as its disks are now.
+/// Makes a map as large as its disks are now. Only the daemon can: `multipath -r` keeps the size.
 pub(super) async fn resize_map(paths: &Paths, exec: &Exec, map: &str) -> Result<(), HostError> {
-    let name = attribute(&paths.sys.join("class/block").join(map), "dm/name")
-        .map_err(|source| HostError::io("read the name of", map, source))?;
-    let reload = Cmd::new("multipath", TOOL_LIMIT).args(["-r", &name]);
-    exec.run(&reload).await.map(drop).map_err(|source| HostError::Tool {
+    let directory = paths.sys.join("class/block").join(map);
+    let name = attribute(&directory, "dm/name")
+        .map_err(|source| HostError::io("read", directory.join("dm/name"), source))?;
+    let resize = Cmd::new("multipathd", TOOL_LIMIT).args(["resize", "map", &name]);
+    exec.run(&resize).await.map(drop).map_err(|source| HostError::Tool {
         what: format!("cannot resize the multipath map {name}"),
         source,
     })
