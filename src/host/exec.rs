@@ -34,6 +34,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("mkfs.btrfs", "btrfs-progs"),
     ("btrfs", "btrfs-progs"),
     ("multipath", "multipath-tools (device-mapper-multipath)"),
+    ("multipathd", "multipath-tools (device-mapper-multipath)"),
     ("systemctl", "systemd"),
     ("tgtadm", "tgt (scsi-target-utils)"),
     ("modprobe", "kmod"),

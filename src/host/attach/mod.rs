@@ -82,9 +82,8 @@ impl Attacher {
     pub fn plan(&self, info: &ConnectionInfo) -> Result<DeviceRecord, HostError> {
         if is_encrypted(info) {
             return Err(HostError::Unsupported {
-                what: "the volume is encrypted: this driver cannot ask for its key, and what \
-                       would be written to it in clear could be read by nobody else; use a volume \
-                       type without encryption"
+                what: "the volume is encrypted, and this driver cannot get its key: what it wrote \
+                       would damage the volume; use a volume type without encryption"
                     .to_owned(),
             });
         }

@@ -29,7 +29,8 @@ impl Connector<'_> {
     pub(super) async fn purge_leftover(self, session: &Session, lun: u64) -> Result<(), HostError> {
         let Some(leftover) = session.lun(lun) else { return Ok(()) };
         tracing::warn!(target_name = session.iqn, lun, disk = leftover.disk, "removing a leftover");
-        self.release_map(&leftover).await?;
+        // A flush that fails loses nothing of ours.
+        let _ = self.release_map(&leftover).await?;
         self.check_unused(&leftover).await?;
         self.delete(&leftover).await
     }
@@ -122,15 +123,14 @@ impl Connector<'_> {
     }
 
     /// Takes multipathd's map off a disk, if it has one that nobody uses.
-    pub(super) async fn release_map(self, lun: &Lun) -> Result<(), HostError> {
-        let Some(disk) = &lun.disk else { return Ok(()) };
-        let Some(map) = multipath::map_over(self.paths, disk) else { return Ok(()) };
+    pub(super) async fn release_map(self, lun: &Lun) -> Result<Flushed, HostError> {
+        let Some(disk) = &lun.disk else { return Ok(Ok(())) };
+        let Some(map) = multipath::map_over(self.paths, disk) else { return Ok(Ok(())) };
         let device = block::device_named(self.paths, &map)?;
         self.check_free(&device, block::holders(self.paths, &map)).await?;
-        if device.running {
-            block::flush(&device.path).await?;
-        }
-        multipath::remove_map(self.paths, self.exec, &map).await
+        let flushed = flush(&device).await?;
+        multipath::remove_map(self.paths, self.exec, &map).await?;
+        Ok(flushed)
     }
 
     /// Refuses a disk that is mounted, held or claimed.
@@ -170,30 +170,15 @@ impl Connector<'_> {
         Ok(())
     }
 
-    /// Flushes a disk. The inner result is an error of the disk itself, after which removing it
-    /// goes on; one that cannot carry I/O has nothing to flush to.
-    pub(super) async fn flush(
-        self,
-        session: &Session,
-        lun: &Lun,
-    ) -> Result<Result<(), HostError>, HostError> {
+    /// Flushes a disk.
+    pub(super) async fn flush(self, session: &Session, lun: &Lun) -> Result<Flushed, HostError> {
         let Some(disk) = &lun.disk else { return Ok(Ok(())) };
-        let device = match block::device_named(self.paths, disk) {
-            Ok(device) => device,
-            Err(_) if !lun.exists() => return Ok(Ok(())),
-            Err(error) => return Err(error),
-        };
-        if !device.running || !session.is_logged_in() {
-            tracing::warn!(disk, state = session.state, "cannot flush: the target is not there");
-            return Ok(Ok(()));
-        }
-        match block::flush(&device.path).await {
-            Err(error @ HostError::Timeout { .. }) => Err(error),
-            Err(error) => {
-                tracing::warn!(disk, error = %Chain(&error), "data may be lost");
-                Ok(Err(error))
-            }
-            Ok(()) => Ok(Ok(())),
+        match block::device_named(self.paths, disk) {
+            Ok(device) if session.is_logged_in() => flush(&device).await,
+            Ok(device) => flush(&Device { running: false, ..device }).await,
+            // It went while we looked.
+            Err(_) if !lun.exists() => Ok(Ok(())),
+            Err(error) => Err(error),
         }
     }
 
@@ -223,6 +208,29 @@ impl Connector<'_> {
         match multipath::map_over(self.paths, disk) {
             Some(map) => multipath::resize_map(self.paths, self.exec, &map).await,
             None => Ok(()),
+        }
+    }
+}
+
+/// How a flush went. An error in here is the device's own, known for good: removing the device
+/// goes on after it.
+pub(super) type Flushed = Result<(), HostError>;
+
+/// A device that cannot carry I/O has nothing to flush to: trying would hang until the kernel
+/// gives its target up.
+async fn flush(device: &Device) -> Result<Flushed, HostError> {
+    let name = device.path.display();
+    if !device.running {
+        tracing::warn!(device = %name, "not flushed: its target is not there");
+        return Ok(Ok(()));
+    }
+    match block::flush(&device.path).await {
+        Err(error @ HostError::Timeout { .. }) => Err(error),
+        flushed => {
+            if let Err(error) = &flushed {
+                tracing::warn!(device = %name, error = %Chain(error), "data may be lost");
+            }
+            Ok(flushed)
         }
     }
 }

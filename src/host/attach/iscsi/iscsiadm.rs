@@ -60,6 +60,7 @@ pub fn verdict(code: Option<i32>) -> Verdict {
 pub fn meaning(code: Option<i32>) -> &'static str {
     match code {
         None => "iscsiadm was killed",
+        Some(0 | 15) => "iscsiadm says that there is a session, but the kernel shows none",
         Some(4 | 8) => {
             "the portal does not answer: check that this host can reach the storage network, and \
              that the target service runs"

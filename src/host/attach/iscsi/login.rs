@@ -172,6 +172,15 @@ impl Connector<'_> {
         connection: &Connection,
     ) -> Result<Session, Failure> {
         let path = record.paths[index].clone();
+        let what = format!("cannot log in to the iSCSI target {} at {}", path.iqn, path.portal);
+        if let Some(session) = self.session_of(&path)? {
+            let what = format!(
+                "{what}: session {} is there, but it has lost its connection ({}), and it is not \
+                 ours or in use; see: iscsiadm -m session -r {0} -P 1",
+                session.id, session.state
+            );
+            return Err(Failure { error: HostError::Login { what }, give_up: false });
+        }
         self.check_replaceable(&path, connection)?;
         let (db, chap) = (self.db(), connection.chap.as_ref());
         let ours = &mut record.paths[index];
@@ -186,10 +195,14 @@ impl Connector<'_> {
             return Ok(session);
         }
         // iscsid may go on trying behind the back of an iscsiadm that failed.
-        self.close_path(record, &record.paths[index]).await?;
-        let ours = &mut record.paths[index];
-        (ours.opened_session, ours.wrote_node) = (false, false);
-        let what = format!("cannot log in to the iSCSI target {} at {}", path.iqn, path.portal);
+        match self.close_path(record, &record.paths[index]).await {
+            Ok(()) => {
+                let ours = &mut record.paths[index];
+                (ours.opened_session, ours.wrote_node) = (false, false);
+            }
+            // The undoing of the whole attach tries again, and tells it.
+            Err(error) => tracing::warn!(error = %Chain(&error), "cannot undo a failed login"),
+        }
         Err(match code {
             Ok(code) => Failure {
                 error: HostError::Login {

@@ -201,11 +201,11 @@ impl Connector<'_> {
     async fn disconnect_locked(self, record: &IscsiRecord) -> Result<(), HostError> {
         let devices = self.devices(record)?;
         // All of them first: a map above several paths must not lose one of them.
+        let mut flushed = Ok(());
         for (_, lun) in &devices {
-            self.release_map(lun).await?;
+            flushed = flushed.and(self.release_map(lun).await?);
             self.check_unused(lun).await?;
         }
-        let mut flushed = Ok(());
         for (session, lun) in &devices {
             flushed = flushed.and(self.flush(session, lun).await?);
             self.delete(lun).await?;
@@ -306,4 +306,66 @@ fn add_to(mut error: HostError, text: &str) -> HostError {
         HostError::Io { .. } | HostError::Timeout { .. } => {}
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::session::tests::{FakeSys, path};
+    use super::*;
+
+    const IQN: &str = "iqn.a:1";
+    const PORTAL: &str = "10.0.0.9:3260";
+
+    fn record(opened_session: bool, boot_id: &str, wwid: Option<&str>) -> IscsiRecord {
+        IscsiRecord {
+            paths: vec![IscsiPath { opened_session, ..path(IQN, PORTAL, 1) }],
+            wwid: wwid.map(str::to_owned),
+            boot_id: boot_id.to_owned(),
+        }
+    }
+
+    /// How many devices of a record count, with a session whose LUN 1 has the id `naa.1`.
+    fn devices(record: &IscsiRecord, node_of_boot: Option<&str>) -> usize {
+        let sys = FakeSys::new();
+        sys.session(1, IQN, "10.0.0.9", 3260, "LOGGED_IN");
+        sys.lun(1, 1, "0", Some("sda"), "naa.1");
+        let paths = sys.paths();
+        if let Some(boot_id) = node_of_boot {
+            NodeDb::find(&paths).write(&record.paths[0], None, None, boot_id).unwrap();
+        }
+        let (exec, locks) = (Exec::new(&paths), TargetLocks::default());
+        let connector = Connector { paths: &paths, exec: &exec, iface: None, locks: &locks };
+        connector.devices(record).unwrap().len()
+    }
+
+    #[test]
+    fn a_device_in_a_session_of_ours_is_ours() {
+        assert_eq!(devices(&record(true, "boot-1", None), None), 1, "by the journal");
+        assert_eq!(devices(&record(false, "boot-1", None), Some("boot-1")), 1, "by the mark");
+    }
+
+    #[test]
+    fn what_was_ours_before_a_reboot_is_not_ours() {
+        assert_eq!(devices(&record(true, "boot-0", None), None), 0);
+        assert_eq!(devices(&record(false, "boot-0", None), Some("boot-0")), 0);
+    }
+
+    #[test]
+    fn in_a_session_of_somebody_else_only_the_device_that_was_seen_counts() {
+        assert_eq!(devices(&record(false, "boot-1", Some("naa.1")), None), 1);
+        assert_eq!(devices(&record(false, "boot-1", Some("naa.2")), None), 0);
+        assert_eq!(devices(&record(false, "boot-1", None), None), 0);
+    }
+
+    #[tokio::test]
+    async fn records_that_share_a_target_exclude_each_other() {
+        let locks = TargetLocks::default();
+        let (one, mut two) = (record(false, "", None), record(false, "", None));
+        two.paths.insert(0, path("iqn.b:2", PORTAL, 1));
+        let held = locks.lock(&one).await;
+        let wait = std::time::Duration::from_millis(20);
+        assert!(tokio::time::timeout(wait, locks.lock(&two)).await.is_err());
+        drop(held);
+        assert_eq!(locks.lock(&two).await.len(), 2);
+    }
 }

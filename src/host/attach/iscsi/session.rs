@@ -155,13 +155,19 @@ pub(super) mod tests {
     pub struct FakeSys(tempfile::TempDir);
 
     impl FakeSys {
+        /// Of a host in the boot `boot-1`.
         pub fn new() -> Self {
-            Self(tempfile::tempdir().unwrap())
+            let root = tempfile::tempdir().unwrap();
+            let random = root.path().join("proc/sys/kernel/random");
+            fs::create_dir_all(&random).unwrap();
+            fs::write(random.join("boot_id"), "boot-1\n").unwrap();
+            Self(root)
         }
 
         pub fn paths(&self) -> Paths {
             Paths {
                 sys: self.0.path().join("sys"),
+                proc: self.0.path().join("proc"),
                 iscsi_db: Some(self.0.path().join("db")),
                 ..Paths::default()
             }
