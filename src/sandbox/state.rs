@@ -220,7 +220,7 @@ impl State {
         let volume_types = [
             ("solidfire", None, false),
             ("lvmdriver-1", None, false),
-            ("multiattach", Some("Volumes that several hosts attach at once"), true),
+            ("multiattach", None, true),
             ("__DEFAULT__", Some("Default Volume Type"), false),
         ]
         .map(|(name, description, multiattach)| VolumeType {
