@@ -5,6 +5,12 @@
 //! Each request is sent in the recorded order. The answer must have the recorded status, error kind
 //! and message, and exactly the recorded JSON paths, each of the recorded type. Ids are mapped as
 //! they appear.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a panic is how a test fails"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -36,6 +36,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("multipath", "multipath-tools (device-mapper-multipath)"),
     ("systemctl", "systemd"),
     ("tgtadm", "tgt (scsi-target-utils)"),
+    ("tgtd", "tgt (scsi-target-utils)"),
     ("modprobe", "kmod"),
 ];
 

@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) snapshots: BTreeMap<Uuid, Snapshot>,
     pub(super) attachments: BTreeMap<Uuid, Attachment>,
     pub(super) exports: Vec<Export>,
+    /// Of the tgtd that serves them, if one was started.
+    pub(super) iscsi_port: Option<u16>,
     pub(super) messages: Vec<Message>,
 }
 
@@ -241,6 +243,7 @@ impl State {
             snapshots: BTreeMap::new(),
             attachments: BTreeMap::new(),
             exports: Vec::new(),
+            iscsi_port: None,
             messages: Vec::new(),
         }
     }
