@@ -2,6 +2,7 @@
 //! that keeps them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -248,7 +249,7 @@ impl State {
         }
     }
 
-    /// Attachments of a volume, oldest first is not promised.
+    /// Attachments of a volume, in no particular order.
     pub(super) fn attachments_of(&self, volume_id: Uuid) -> impl Iterator<Item = &Attachment> {
         self.attachments.values().filter(move |row| row.volume_id == volume_id)
     }
@@ -273,13 +274,19 @@ impl State {
 }
 
 /// The state in memory and its file. A change is on disk once [`Store::save`] returned.
-#[derive(Debug)]
 pub(super) struct Store {
     path: PathBuf,
     state: Mutex<(u64, State)>,
     /// Number of the last change that is on disk; held while writing, so that many changes
     /// that wait for it are written by one of them.
     saved: tokio::sync::Mutex<u64>,
+}
+
+/// The state holds passwords and tokens.
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Store {

@@ -227,16 +227,24 @@ pub(in crate::sandbox) async fn restore(cloud: &Arc<Cloud>) -> io::Result<()> {
         }
     }
     for export in exports {
-        let Some(before) = export.device.clone() else {
-            restore_target(cloud, export.volume_id).await?;
-            continue;
-        };
-        if found.contains(&(export.volume_id, before)) {
-            continue;
+        // A volume whose file is gone must not keep the others from being served.
+        if let Err(error) = restore_export(cloud, &export, &found).await {
+            tracing::warn!(id = %export.volume_id, %error, "the sandbox cannot export a volume again");
         }
-        let (id, read_only) = (export.volume_id, export.read_only);
+    }
+    Ok(())
+}
+
+async fn restore_export(
+    cloud: &Arc<Cloud>,
+    export: &Export,
+    found: &[(Uuid, PathBuf)],
+) -> io::Result<()> {
+    let (id, read_only) = (export.volume_id, export.read_only);
+    let Some(before) = export.device.clone() else { return restore_target(cloud, id).await };
+    if !found.contains(&(id, before)) {
         let device = cloud.blocking(move |storage| storage.attach(id, read_only)).await?;
-        cloud.store.change(|state| moved(state, &export, &device));
+        cloud.store.change(|state| moved(state, export, &device));
     }
     Ok(())
 }
