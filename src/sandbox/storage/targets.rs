@@ -18,6 +18,8 @@ use crate::sandbox::state::Chap;
 
 /// tgtd's control port is a C `short`; below the ports that the kernel hands out.
 const PORTS: std::ops::Range<u16> = 20_000..32_767;
+/// tgtd's control socket; the control port is appended.
+const SOCKET: &str = "/var/run/tgtd/socket";
 /// tgtd says at once whether it could start, to those who ask it.
 const STARTED_WITHIN: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
@@ -104,7 +106,12 @@ impl Targets {
 
     /// Ends tgtd, unless a target is there.
     pub(in crate::sandbox) async fn stop(&self) -> io::Result<()> {
-        self.tgtadm("system", "delete", &[]).await.map(drop).map_err(in_words)
+        self.tgtadm("system", "delete", &[]).await.map_err(in_words)?;
+        for suffix in ["", ".lock"] {
+            // tgtd leaves them; nobody misses one that is gone already.
+            let _ = std::fs::remove_file(format!("{SOCKET}.{}{suffix}", self.port));
+        }
+        Ok(())
     }
 
     /// Makes the target of a volume: LUN 1, one CHAP account, for everybody who knows it. One that
