@@ -37,6 +37,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("multipathd", "multipath-tools (device-mapper-multipath)"),
     ("systemctl", "systemd"),
     ("tgtadm", "tgt (scsi-target-utils)"),
+    ("tgtd", "tgt (scsi-target-utils)"),
     ("modprobe", "kmod"),
 ];
 

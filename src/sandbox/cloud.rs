@@ -14,13 +14,15 @@ use uuid::Uuid;
 use super::faults::Faults;
 use super::options::Behaviour;
 use super::state::Store;
-use super::storage::Storage;
+use super::storage::{Storage, Targets};
 
 /// The embedded cloud behind its API.
 #[derive(Debug)]
 pub(super) struct Cloud {
     pub(super) store: Store,
     pub(super) storage: Storage,
+    /// Serves the volumes as iSCSI targets; without it they are loop devices.
+    pub(super) targets: Option<Targets>,
     pub(super) faults: Arc<Faults>,
     behaviour: Mutex<Behaviour>,
     volume_locks: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
@@ -33,6 +35,7 @@ impl Cloud {
     pub(super) fn new(
         store: Store,
         storage: Storage,
+        targets: Option<Targets>,
         behaviour: Behaviour,
         stopped: CancellationToken,
         lock: Flock<File>,
@@ -40,6 +43,7 @@ impl Cloud {
         Self {
             store,
             storage,
+            targets,
             faults: Arc::default(),
             behaviour: Mutex::new(behaviour),
             volume_locks: Mutex::default(),

@@ -8,12 +8,16 @@
 //! {"call": "DELETE /volume/v3/*/attachments/*", "action": "drop_after"}
 //! ```
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+/// So many requests are remembered; a sandbox may run for weeks.
+const LOG_LIMIT: usize = 50_000;
 
 /// What goes wrong, and when. Built by [`Rule::on`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,7 +182,7 @@ pub struct Entry {
 #[derive(Debug, Default)]
 pub struct Faults {
     rules: Mutex<Vec<Rule>>,
-    requests: Mutex<Vec<Entry>>,
+    requests: Mutex<VecDeque<Entry>>,
     sequence: AtomicU64,
     connections: AtomicU64,
 }
@@ -241,10 +245,10 @@ impl Faults {
         lock(&self.rules).clone()
     }
 
-    /// The log since the start or the last [`Self::clear_requests`]; calls to `/sandbox` are not
+    /// The log since the start or the last [`Self::clear_requests`], its last 50,000; calls to `/sandbox` are not
     /// in it.
     pub fn requests(&self) -> Vec<Entry> {
-        lock(&self.requests).clone()
+        lock(&self.requests).iter().cloned().collect()
     }
 
     /// Requests of this name in the log.
@@ -268,8 +272,12 @@ impl Faults {
 
     /// Logs a request that begins; answers its number.
     pub(super) fn begin(&self, entry: Entry) -> u64 {
+        let mut requests = lock(&self.requests);
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        lock(&self.requests).push(Entry { sequence, ..entry });
+        if requests.len() >= LOG_LIMIT {
+            requests.pop_front();
+        }
+        requests.push_back(Entry { sequence, ..entry });
         sequence
     }
 

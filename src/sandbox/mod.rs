@@ -44,7 +44,7 @@ pub use options::{Behaviour, Generation, Nova, Options, Quotas};
 
 use cloud::Cloud;
 use state::Store;
-use storage::Storage;
+use storage::{Storage, Targets};
 
 /// A sandbox that stops may still be busy with a file: its successor waits so long for the
 /// directory.
@@ -64,7 +64,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// An address that is not a loopback one, or taken; a directory that cannot be used, or is
-    /// used by another sandbox; a state file that cannot be read.
+    /// used by another sandbox; a state file that cannot be read; with `iscsi`, no tgtd.
     pub async fn start(options: Options) -> io::Result<Self> {
         if !options.listen.ip().is_loopback() {
             return Err(io::Error::new(
@@ -80,13 +80,19 @@ impl Sandbox {
         let dir = options.dir.canonicalize()?;
         let lock = lock(&dir).await?;
         let stopped = CancellationToken::new();
-        let cloud = Arc::new(Cloud::new(
-            Store::open(dir.join("state.json"))?,
-            Storage::open(&dir)?,
-            options.behaviour,
-            stopped.clone(),
-            lock,
-        ));
+        let store = Store::open(dir.join("state.json"))?;
+        let storage = Storage::open(&dir)?;
+        let targets = if options.iscsi {
+            let before = store.read(|state| state.iscsi_port);
+            let wanted = Some(options.iscsi_port).filter(|port| *port > 0);
+            let targets = Targets::start(&dir, wanted.or(before)).await?;
+            store.change(|state| state.iscsi_port = Some(targets.port()));
+            Some(targets)
+        } else {
+            None
+        };
+        let stop = stopped.clone();
+        let cloud = Arc::new(Cloud::new(store, storage, targets, options.behaviour, stop, lock));
         cinder::restore(&cloud).await?;
         cinder::resume(&cloud);
         cloud.store.save().await?;
@@ -168,12 +174,16 @@ impl Sandbox {
         })
     }
 
-    /// Detaches every loop device, held or not in use by the cloud: the end of a test.
+    /// Takes every export back, whatever the cloud says of it, and ends tgtd: the end of a test.
     ///
     /// # Errors
-    /// A device that is mounted, or held by somebody.
+    /// A device that is mounted or held by somebody; a target with a session.
     pub async fn detach_all(&self) -> io::Result<()> {
-        cinder::detach_all(&self.cloud).await
+        cinder::detach_all(&self.cloud).await?;
+        match &self.cloud.targets {
+            Some(targets) => targets.stop().await,
+            None => Ok(()),
+        }
     }
 }
 

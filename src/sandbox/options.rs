@@ -14,6 +14,9 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Serve volumes as iSCSI targets (tgtd) instead of loop devices.
     pub iscsi: bool,
+    /// Where the targets are then, on 127.0.0.1; 0 = a free port. At most 32767: tgtd's control
+    /// socket has the same number.
+    pub iscsi_port: u16,
     /// Which cloud it behaves like.
     pub behaviour: Behaviour,
 }
@@ -25,6 +28,7 @@ impl Options {
             dir: dir.into(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             iscsi: false,
+            iscsi_port: 0,
             behaviour: Behaviour::default(),
         }
     }

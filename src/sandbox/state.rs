@@ -2,6 +2,7 @@
 //! that keeps them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ pub(super) struct State {
     pub(super) snapshots: BTreeMap<Uuid, Snapshot>,
     pub(super) attachments: BTreeMap<Uuid, Attachment>,
     pub(super) exports: Vec<Export>,
+    /// Of the tgtd that serves them, if one was started.
+    pub(super) iscsi_port: Option<u16>,
     pub(super) messages: Vec<Message>,
 }
 
@@ -220,7 +223,7 @@ impl State {
         let volume_types = [
             ("solidfire", None, false),
             ("lvmdriver-1", None, false),
-            ("multiattach", Some("Volumes that several hosts attach at once"), true),
+            ("multiattach", None, true),
             ("__DEFAULT__", Some("Default Volume Type"), false),
         ]
         .map(|(name, description, multiattach)| VolumeType {
@@ -241,11 +244,12 @@ impl State {
             snapshots: BTreeMap::new(),
             attachments: BTreeMap::new(),
             exports: Vec::new(),
+            iscsi_port: None,
             messages: Vec::new(),
         }
     }
 
-    /// Attachments of a volume, oldest first is not promised.
+    /// Attachments of a volume, in no particular order.
     pub(super) fn attachments_of(&self, volume_id: Uuid) -> impl Iterator<Item = &Attachment> {
         self.attachments.values().filter(move |row| row.volume_id == volume_id)
     }
@@ -270,13 +274,19 @@ impl State {
 }
 
 /// The state in memory and its file. A change is on disk once [`Store::save`] returned.
-#[derive(Debug)]
 pub(super) struct Store {
     path: PathBuf,
     state: Mutex<(u64, State)>,
     /// Number of the last change that is on disk; held while writing, so that many changes
     /// that wait for it are written by one of them.
     saved: tokio::sync::Mutex<u64>,
+}
+
+/// The state holds passwords and tokens.
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Store {

@@ -339,22 +339,16 @@ async fn detach(context: &Context<'_>, id: &str, arguments: &Value) -> Result<Re
         if let Some(row) = row {
             state.attachments.remove(&row);
         }
-        finish_detach(context, state, id)?;
+        finish_detach(state, id)?;
         Ok(Reply::empty(202))
     })
 }
 
 /// After an attachment went: the volume's status from those that are left.
-pub(super) fn finish_detach(
-    context: &Context<'_>,
-    state: &mut State,
-    id: Uuid,
-) -> Result<(), ApiError> {
+pub(super) fn finish_detach(state: &mut State, id: Uuid) -> Result<(), ApiError> {
     let (status, attach_status) = state.statuses_from_attachments(id);
     let volume = volume_mut(state, id)?;
-    if !context.is_queens() {
-        volume.admin_metadata.remove("attached_mode");
-    }
+    volume.admin_metadata.remove("attached_mode");
     attach_status.clone_into(&mut volume.attach_status);
     volume.set_status(status);
     Ok(())

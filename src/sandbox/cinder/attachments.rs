@@ -220,6 +220,10 @@ async fn export(
         stored.connector = Some(Value::Object(connector.clone()));
         stored.connection_info = Some(info.clone());
         let volume = volume_mut(state, row.volume_id)?;
+        if context.is_queens() {
+            let mode = mode.unwrap_or("rw").to_owned();
+            volume.admin_metadata.insert("attached_mode".to_owned(), mode);
+        }
         "attaching".clone_into(&mut volume.attach_status);
         volume.set_status("attaching");
         Ok(info)
@@ -309,7 +313,7 @@ pub(super) async fn delete(context: &Context<'_>, id: &str) -> Result<Reply, Api
     context.cloud.store.change(|state| {
         own(context, state, id)?;
         state.attachments.remove(&row.id);
-        finish_detach(context, state, row.volume_id)?;
+        finish_detach(state, row.volume_id)?;
         let left = state.attachments_of(row.volume_id).map(views::attachment_summary);
         Ok(Reply::json(200, &json!({"attachments": left.collect::<Vec<_>>()})))
     })

@@ -15,6 +15,7 @@ use super::{Context, volume_mut};
 use crate::sandbox::cloud::Cloud;
 use crate::sandbox::http::ApiError;
 use crate::sandbox::state::{Chap, Export, State, Volume, secret};
+use crate::sandbox::storage::Targets;
 
 /// A device that somebody has open for a moment (udev looks at it) is gone after the last close.
 const GONE_WITHIN: Duration = Duration::from_secs(2);
@@ -30,8 +31,8 @@ pub(super) fn of_connector(connector: &Map<String, Value>) -> String {
 
 /// Refuses a connector that the back end could not serve.
 pub(super) fn check(context: &Context<'_>, connector: &Map<String, Value>) -> Result<(), ApiError> {
-    if !context.behaviour.paper_exports {
-        return Ok(());
+    if context.cloud.targets.is_none() && !context.behaviour.paper_exports {
+        return Ok(()); // a loop device is for whoever is on this host
     }
     match connector.get("initiator").and_then(Value::as_str) {
         Some(initiator) if !initiator.is_empty() => Ok(()),
@@ -81,22 +82,33 @@ pub(super) async fn open(
     if context.behaviour.paper_exports {
         return Ok(target(context, &volume, PAPER_PORTAL));
     }
-    if let Some(Export { device: Some(device), .. }) =
-        before.filter(|one| one.read_only == read_only)
-    {
-        return Ok(local(&volume, &device));
-    }
-    close(cloud, id, |one| one.connection == connection).await?;
-    let device = cloud.blocking(move |storage| storage.attach(id, read_only)).await?;
+    let device = match &cloud.targets {
+        Some(targets) => {
+            let chap = volume.chap.as_ref().ok_or_else(ApiError::internal)?;
+            targets.open(id, &cloud.storage.volume(id), chap).await?;
+            None
+        }
+        None => match before.filter(|one| one.read_only == read_only) {
+            Some(Export { device: Some(device), .. }) => return Ok(local(&volume, &device)),
+            _ => {
+                close(cloud, id, |one| one.connection == connection).await?;
+                Some(cloud.blocking(move |storage| storage.attach(id, read_only)).await?)
+            }
+        },
+    };
+    let info = match (&device, &cloud.targets) {
+        (Some(device), _) => local(&volume, device),
+        (None, Some(targets)) => target(context, &volume, &targets.portal()),
+        (None, None) => return Err(ApiError::internal().into()),
+    };
+    let connection = connection.to_owned();
+    let export = Export { volume_id: id, connection, read_only, device };
     cloud.store.change(|state| {
-        state.exports.push(Export {
-            volume_id: id,
-            connection: connection.to_owned(),
-            read_only,
-            device: Some(device.clone()),
-        });
+        if !state.exports.contains(&export) {
+            state.exports.push(export);
+        }
     });
-    Ok(local(&volume, &device))
+    Ok(info)
 }
 
 fn find<'a>(state: &'a State, id: Uuid, connection: &str) -> Option<&'a Export> {
@@ -115,7 +127,7 @@ fn target(context: &Context<'_>, volume: &Volume, portal: &str) -> Map<String, V
     let mut data = Map::from_iter([
         ("target_discovered".to_owned(), false.into()),
         ("target_portal".to_owned(), portal.into()),
-        ("target_iqn".to_owned(), format!("iqn.2010-10.org.openstack:volume-{}", volume.id).into()),
+        ("target_iqn".to_owned(), Targets::name(volume.id).into()),
         ("target_lun".to_owned(), 1.into()),
         ("volume_id".to_owned(), volume.id.to_string().into()),
         ("encrypted".to_owned(), volume.encrypted.into()),
@@ -164,8 +176,13 @@ pub(super) async fn close(
         of_volume.cloned().collect()
     });
     for export in picked {
-        if let Some(device) = export.device.clone() {
-            detach(cloud, id, device).await?;
+        let last = cloud
+            .store
+            .read(|state| state.exports.iter().filter(|one| one.volume_id == id).nth(1).is_none());
+        match (export.device.clone(), &cloud.targets) {
+            (Some(device), _) => detach(cloud, id, device).await?,
+            (None, Some(targets)) if last => targets.close(id).await?,
+            (None, _) => {} // others use the same target
         }
         cloud.store.change(|state| state.exports.retain(|one| *one != export));
     }
@@ -210,15 +227,35 @@ pub(in crate::sandbox) async fn restore(cloud: &Arc<Cloud>) -> io::Result<()> {
         }
     }
     for export in exports {
-        let Some(before) = export.device.clone() else { continue };
-        if found.contains(&(export.volume_id, before)) {
-            continue;
+        // A volume whose file is gone must not keep the others from being served.
+        if let Err(error) = restore_export(cloud, &export, &found).await {
+            tracing::warn!(id = %export.volume_id, %error, "the sandbox cannot export a volume again");
         }
-        let (id, read_only) = (export.volume_id, export.read_only);
-        let device = cloud.blocking(move |storage| storage.attach(id, read_only)).await?;
-        cloud.store.change(|state| moved(state, &export, &device));
     }
     Ok(())
+}
+
+async fn restore_export(
+    cloud: &Arc<Cloud>,
+    export: &Export,
+    found: &[(Uuid, PathBuf)],
+) -> io::Result<()> {
+    let (id, read_only) = (export.volume_id, export.read_only);
+    let Some(before) = export.device.clone() else { return restore_target(cloud, id).await };
+    if !found.contains(&(id, before)) {
+        let device = cloud.blocking(move |storage| storage.attach(id, read_only)).await?;
+        cloud.store.change(|state| moved(state, export, &device));
+    }
+    Ok(())
+}
+
+/// A target is as persistent as its tgtd.
+async fn restore_target(cloud: &Arc<Cloud>, id: Uuid) -> io::Result<()> {
+    let chap = cloud.store.read(|state| state.volumes.get(&id)?.chap.clone());
+    match (&cloud.targets, chap) {
+        (Some(targets), Some(chap)) => targets.open(id, &cloud.storage.volume(id), &chap).await,
+        _ => Ok(()),
+    }
 }
 
 /// Takes all connections of all volumes back.

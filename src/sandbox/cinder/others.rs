@@ -29,8 +29,10 @@ fn view_type(context: &Context<'_>, kind: &VolumeType) -> Value {
 
 pub(super) fn types(context: &Context<'_>) -> Reply {
     context.cloud.store.read(|state| {
-        let types: Vec<Value> =
-            state.volume_types.iter().map(|kind| view_type(context, kind)).collect();
+        // `__DEFAULT__` came with Train.
+        let known = |kind: &&VolumeType| !(context.is_queens() && kind.name == "__DEFAULT__");
+        let types = state.volume_types.iter().filter(known);
+        let types: Vec<Value> = types.map(|kind| view_type(context, kind)).collect();
         Reply::json(200, &json!({"volume_types": types}))
     })
 }

@@ -29,7 +29,7 @@ pub(super) fn show(context: &Context<'_>, id: &str) -> Result<Reply, ApiError> {
 
 /// Newest first; `name`, `volume_id` and `status` filter.
 pub(super) fn list(context: &Context<'_>, detail: bool) -> Result<Reply, ApiError> {
-    let (limit, full_at) = volumes::limits(context)?;
+    let limit = volumes::limit(context)?;
     let is = |key: &str, value: &str| match context.request.query(key) {
         Some(wanted) => value.to_lowercase() == wanted.to_lowercase(),
         None => true,
@@ -58,7 +58,7 @@ pub(super) fn list(context: &Context<'_>, detail: bool) -> Result<Reply, ApiErro
             false => views::snapshot_summary(context, row),
         };
         let page: Vec<Value> = rows.into_iter().skip(first).take(limit).map(view).collect();
-        let full = full_at > 0 && page.len() >= full_at;
+        let full = limit > 0 && page.len() >= limit;
         let path = if detail { "snapshots/detail" } else { "snapshots" };
         Ok(Reply::json(200, &views::page(context, "snapshots", path, page, full)))
     })

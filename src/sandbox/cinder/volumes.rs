@@ -25,7 +25,7 @@ pub(super) fn show(context: &Context<'_>, id: &str) -> Result<Reply, ApiError> {
 
 pub(super) fn list(context: &Context<'_>, detail: bool) -> Result<Reply, ApiError> {
     reject_unknown_filters(context)?;
-    let (limit, full_at) = limits(context)?;
+    let limit = limit(context)?;
     let order = Order::of(context.request)?;
     context.cloud.store.read(|state| {
         let mut rows: Vec<&Volume> = state
@@ -52,7 +52,7 @@ pub(super) fn list(context: &Context<'_>, detail: bool) -> Result<Reply, ApiErro
                 false => views::volume_summary(context, volume),
             })
             .collect();
-        let full = full_at > 0 && page.len() >= full_at;
+        let full = limit > 0 && page.len() >= limit;
         let path = if detail { "volumes/detail" } else { "volumes" };
         let mut view = views::page(context, "volumes", path, page, full);
         let counted = context.request.query("with_count").is_some_and(is_true);
@@ -63,11 +63,10 @@ pub(super) fn list(context: &Context<'_>, detail: bool) -> Result<Reply, ApiErro
     })
 }
 
-/// How many rows to answer, and at how many there is a link to the next page.
-pub(super) fn limits(context: &Context<'_>) -> Result<(usize, usize), ApiError> {
+/// How many rows to answer; where there are so many, there is a link to the next page.
+pub(super) fn limit(context: &Context<'_>) -> Result<usize, ApiError> {
     let max = context.behaviour.max_limit;
-    let limit = number(context.request, "limit")?.map_or(max, |limit| limit.min(max));
-    Ok((limit, limit))
+    Ok(number(context.request, "limit")?.map_or(max, |limit| limit.min(max)))
 }
 
 fn number(request: &Request, name: &str) -> Result<Option<usize>, ApiError> {

@@ -88,7 +88,7 @@ pub(super) fn resize(device: &Path) -> io::Result<()> {
 }
 
 /// All loop devices in use, with the file each shows.
-pub(super) fn all() -> io::Result<Vec<(PathBuf, PathBuf)>> {
+pub(in crate::sandbox) fn all() -> io::Result<Vec<(PathBuf, PathBuf)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/sys/block")? {
         let name = entry?.file_name();

@@ -2,11 +2,14 @@
 
 mod files;
 pub(super) mod loopback;
+mod targets;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
+
+pub(super) use targets::Targets;
 
 /// Bytes of a GiB, the unit of Cinder's sizes.
 const GIB: u64 = 1 << 30;

@@ -1,15 +1,17 @@
 //! Both attach flows, on paper and with loop devices.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc::O_EXCL;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use super::{Client, connector, on_paper};
-use crate::sandbox::{Behaviour, Generation, Nova};
+use super::{Client, Directory, connector, on_paper};
+use crate::sandbox::{Behaviour, Generation, Nova, Options};
 
 const INSTANCE: &str = "219b0670-a214-4281-8424-5bb3beaaa107";
 
@@ -231,7 +233,7 @@ async fn after_a_restart_the_devices_are_found_again_and_lost_ones_replaced() {
     let shown = client.get(&format!("/attachments/{lost_id}")).await;
     let again = path(&shown["attachment"]["connection_info"]["device_path"]);
     assert_eq!(backing_file(&again), Some(client.sandbox.volume_file(lost)));
-    assert_eq!(client.sandbox.devices(lost), [again.clone()]);
+    assert_eq!(client.sandbox.devices(lost), std::slice::from_ref(&again));
     assert!(orphan == again || backing_file(&orphan).as_ref() != Some(&file));
     client.delete_attachment(&kept_id).await;
     client.delete_attachment(&lost_id).await;
@@ -250,4 +252,71 @@ async fn an_extended_volume_grows_its_device() {
     let sectors = attribute(&path(&info["device_path"]), "size");
     assert_eq!(sectors, Some((2_u64 << 21).to_string()));
     client.delete_attachment(&id).await;
+}
+
+#[tokio::test]
+async fn a_volume_is_a_target_of_tgtd_until_its_last_connection_ends() {
+    if !Path::new("/usr/sbin/tgtd").exists() {
+        eprintln!("no tgtd here (package tgt): nothing to test");
+        return;
+    }
+    let dir = Directory::new();
+    let mut options = Options::new(dir.path());
+    options.iscsi = true;
+    let client = Client::with(dir, options).await;
+    let volume =
+        client.volume_like(json!({"name": "m", "size": 1, "volume_type": "multiattach"})).await;
+    let refused = client
+        .action(volume, "os-initialize_connection", json!({"connector": {"host": "h"}}))
+        .await;
+    assert_eq!(
+        refused.error(),
+        (400, "Invalid input received: Connector doesn't have required information: initiator")
+    );
+    let (first, info) = client.attachment(volume, "h1", json!({})).await;
+    client.complete(&first).await;
+    let (second, other) = client.attachment(volume, "h2", json!({})).await;
+    assert_eq!(info["driver_volume_type"], "iscsi");
+    assert_eq!(info["auth_password"], other["auth_password"]);
+    let portal = info["target_portal"].as_str().unwrap().to_owned();
+    let iqn = info["target_iqn"].as_str().unwrap().to_owned();
+    assert_eq!(targets(&portal).await, std::slice::from_ref(&iqn));
+    let client = client.restart().await;
+    assert_eq!(client.delete_attachment(&first).await.status, 200);
+    assert_eq!(targets(&portal).await, [iqn]);
+    assert_eq!(client.delete_attachment(&second).await.status, 200);
+    assert_eq!(targets(&portal).await, Vec::<String>::new());
+    client.sandbox.detach_all().await.unwrap();
+}
+
+/// What a portal answers to discovery: a login request of iSCSI (RFC 7143), then `SendTargets=All`.
+async fn targets(portal: &str) -> Vec<String> {
+    let mut stream = TcpStream::connect(portal).await.unwrap();
+    let login = "InitiatorName=iqn.2026-01.test:x\0SessionType=Discovery\0AuthMethod=None\0";
+    // Immediate login, straight from operational negotiation to the full feature phase.
+    if exchange(&mut stream, [0x43, 0x87], login).await.is_err() {
+        return Vec::new(); // a tgtd without targets hangs up
+    }
+    let answer = exchange(&mut stream, [0x04, 0x80], "SendTargets=All\0").await.unwrap();
+    let names = answer.split('\0').filter_map(|pair| pair.strip_prefix("TargetName="));
+    names.map(str::to_owned).collect()
+}
+
+async fn exchange(stream: &mut TcpStream, start: [u8; 2], text: &str) -> io::Result<String> {
+    let mut request = vec![0; 48];
+    request[..2].copy_from_slice(&start);
+    request[5..8].copy_from_slice(&u32::try_from(text.len()).unwrap().to_be_bytes()[1..]);
+    match start[0] {
+        0x04 => request[20..24].fill(0xff), // no target transfer tag: a new exchange
+        _ => request[8] = 0x40,             // a random ISID
+    }
+    request.extend(text.as_bytes());
+    request.resize(request.len().next_multiple_of(4), 0);
+    stream.write_all(&request).await?;
+    let mut head = [0; 48];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([0, head[5], head[6], head[7]]) as usize;
+    let mut data = vec![0; length.next_multiple_of(4)];
+    stream.read_exact(&mut data).await?;
+    String::from_utf8(data[..length].to_vec()).map_err(io::Error::other)
 }

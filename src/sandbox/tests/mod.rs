@@ -5,6 +5,7 @@ mod faults;
 mod identity;
 mod volumes;
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,17 +15,43 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
+use super::storage::loopback;
 use super::{Behaviour, Options, Sandbox};
 
 /// A sandbox in a directory of its own, and a member of its project who is logged in.
 struct Client {
     sandbox: Sandbox,
-    dir: tempfile::TempDir,
+    options: Options,
+    dir: Directory,
     token: String,
     /// `/volume/v3/PROJECT`
     root: String,
     /// Microversion sent with every call.
     version: &'static str,
+}
+
+/// The directory of a sandbox. Exports outlive their sandbox on purpose; not those of a test that
+/// failed.
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        for (device, file) in loopback::all().unwrap_or_default() {
+            if file.starts_with(self.path()) {
+                let _ = loopback::detach(&device, &file);
+            }
+        }
+    }
 }
 
 /// Nothing of this machine is touched, and nothing takes time.
@@ -34,24 +61,29 @@ fn on_paper() -> Behaviour {
 
 impl Client {
     async fn new(behaviour: Behaviour) -> Self {
-        Self::start(tempfile::tempdir().unwrap(), behaviour).await
+        Self::start(Directory::new(), behaviour).await
     }
 
-    async fn start(dir: tempfile::TempDir, behaviour: Behaviour) -> Self {
+    async fn start(dir: Directory, behaviour: Behaviour) -> Self {
         let options = Options::new(dir.path()).behaviour(behaviour);
-        let sandbox = Sandbox::start(options).await.unwrap();
+        Self::with(dir, options).await
+    }
+
+    async fn with(dir: Directory, options: Options) -> Self {
+        let sandbox = Sandbox::start(options.clone()).await.unwrap();
         let root = format!("/volume/v3/{}", sandbox.project("mesos").unwrap());
-        let mut client = Self { sandbox, dir, token: String::new(), root, version: "volume 3.70" };
+        let (token, version) = (String::new(), "volume 3.70");
+        let mut client = Self { sandbox, options, dir, token, root, version };
         client.log_in().await;
         client
     }
 
     /// Stops the sandbox and starts one in the same directory.
     async fn restart(self) -> Self {
-        let Self { sandbox, dir, .. } = self;
+        let Self { sandbox, options, dir, .. } = self;
         let behaviour = sandbox.behaviour();
         drop(sandbox);
-        Self::start(dir, behaviour).await
+        Self::with(dir, options.behaviour(behaviour)).await
     }
 
     async fn log_in(&mut self) {
