@@ -397,22 +397,24 @@ wait_for() {
     done
 }
 
-# runs PIDFILE PROGRAM: the process is alive and is that program (a pid may have been used again).
-runs() {
-    pid=$(cat "$1" 2>/dev/null) || return 1
-    case " $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline")" in
-    *" $2 "*) return 0 ;;
-    *) return 1 ;;
+# alive PIDFILE: the process has not ended (one that nobody has waited for yet has).
+alive() {
+    case $(sed 's/.*) //' "/proc/$(cat "$1" 2>/dev/null)/stat" 2>/dev/null) in
+    '' | Z*) return 1 ;;
     esac
 }
 
-has_ended() { ! runs "$@"; }
+ended() { ! alive "$1"; }
 
 stop_background() { # stop_background PIDFILE PROGRAM
-    if runs "$1" "$2"; then
-        kill "$pid"
-        wait_for 120 has_ended "$1" "$2" || die "$2 (process $pid) does not stop. Look at its log, end it by hand, then run install.sh again."
-    fi
+    pid=$(cat "$1" 2>/dev/null || :)
+    # Since a reboot the pid may be another program's.
+    case " $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" || :)" in
+    *" $2 "*)
+        kill "$pid" 2>/dev/null || :
+        wait_for 120 ended "$1" || die "$2 (process $pid) does not stop. Look at its log, end it by hand, then run install.sh again."
+        ;;
+    esac
     rm -f "$1"
 }
 
@@ -422,10 +424,6 @@ start_background() {
     shift 2
     setsid "$@" >>"$log" 2>&1 </dev/null &
     echo $! >"$pidfile"
-    # Until it has become that command, runs() would not know it.
-    while cmp -s "/proc/$$/cmdline" "/proc/$!/cmdline"; do
-        sleep 0.1 2>/dev/null || sleep 1
-    done
 }
 
 start_sandbox() {
@@ -463,7 +461,7 @@ sandbox_runs() {
     if has_systemd; then
         is_active cinder-docker-driver-sandbox.service
     else
-        runs "$SANDBOX_PID" "$BINARY"
+        alive "$SANDBOX_PID"
     fi
 }
 
@@ -484,7 +482,7 @@ install_docker() {
 }
 
 docker_answers() { docker version >/dev/null 2>&1; }
-dockerd_settled() { docker_answers || ! runs "$DOCKERD_PID" "$DOCKERD"; }
+dockerd_settled() { docker_answers || ended "$DOCKERD_PID"; }
 
 start_docker() {
     # The engine of this host, whatever the caller's environment or docker context points at.
