@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
 use serde_json::{Value, json};
-use support::{Cloud, Node, ask_and_hang_up, loops_of, sh};
+use support::{Cloud, Node, ask, loops_of, sh};
 
 const GIB: u64 = 1 << 30;
 
@@ -86,10 +86,10 @@ async fn promise_1_another_filesystem_than_the_recorded_one_is_refused_until_it_
     assert_eq!(digest(&cloud, &id), before);
     node.assert_clean(&cloud);
 
-    let shown = node.cli(&["accept-uuid", "v"]);
+    let shown = node.cli(&["accept-uuid", "v"]).await;
     assert!(!shown.status.success(), "it must not be done without the id");
     node.mount("v", "c").await.unwrap_err();
-    let done = node.cli(&["accept-uuid", "v", "--id", &id]);
+    let done = node.cli(&["accept-uuid", "v", "--id", &id]).await;
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     node.mount("v", "c").await.unwrap();
     node.unmount("v", "c").await.unwrap();
@@ -326,13 +326,14 @@ async fn promise_4_a_kill_at_any_call_of_a_mount_leaks_nothing() {
                 node.create(&name, json!({})).await.unwrap();
                 cloud.forget_calls();
                 cloud.fail_once(call, delay);
-                ask_and_hang_up(&node.socket, "Mount", &json!({ "Name": name, "ID": "c" }));
+                let client = ask(&node.socket, "Mount", &json!({ "Name": name, "ID": "c" }));
                 until_called(&cloud, call).await;
                 if effect {
                     // Until the effect is there; only the answer is held back.
                     tokio::time::sleep(Duration::from_millis(300)).await;
                 }
                 node.kill();
+                drop(client);
                 cloud.clear_faults();
                 node.run().await;
                 node.until_clean().await;
@@ -368,10 +369,11 @@ async fn promise_4_a_kill_during_unmount_is_finished_by_the_next_run() {
                 fs::write(mounted.join("x"), call).unwrap();
                 cloud.forget_calls();
                 cloud.fail_once(call, delay);
-                ask_and_hang_up(&node.socket, "Unmount", &json!({ "Name": "v", "ID": "c" }));
+                let client = ask(&node.socket, "Unmount", &json!({ "Name": "v", "ID": "c" }));
                 until_called(&cloud, call).await;
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 node.kill();
+                drop(client);
                 cloud.clear_faults();
                 node.run().await;
                 node.until_clean().await;
@@ -432,7 +434,9 @@ async fn promise_5_a_mount_whose_client_hung_up_runs_to_its_end() {
     let node = Node::start(&cloud).await;
     node.create("v", json!({})).await.unwrap();
     cloud.fail_once("attachment-update", Action::Delay(500));
-    ask_and_hang_up(&node.socket, "Mount", &json!({ "Name": "v", "ID": "c" }));
+    let client = ask(&node.socket, "Mount", &json!({ "Name": "v", "ID": "c" }));
+    until_called(&cloud, "attachment-update").await;
+    drop(client);
     let end = Instant::now() + Duration::from_secs(20);
     while cloud.status("v").await != "in-use" || node.mounts().is_empty() {
         assert!(Instant::now() < end, "{}", node.log());
@@ -596,7 +600,7 @@ async fn promise_8_a_reservation_of_somebody_else_is_left_alone() {
         node.kill();
         node.run().await;
         node.until_clean().await;
-        let refused = node.cli(&["release", "v", "--id", &id]);
+        let refused = node.cli(&["release", "v", "--id", &id]).await;
         assert!(!refused.status.success(), "some host may be at it still");
         assert_eq!(cloud.status("v").await, status);
         let calls = cloud.calls();
@@ -609,7 +613,7 @@ async fn promise_8_a_reservation_of_somebody_else_is_left_alone() {
             "{calls:?}"
         );
         cloud.force(&id, json!({ "updated_at": "2020-01-01T00:00:00.000000" }));
-        let done = node.cli(&["release", "v", "--id", &id]);
+        let done = node.cli(&["release", "v", "--id", &id]).await;
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         assert_eq!(cloud.status("v").await, "available");
     }

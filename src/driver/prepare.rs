@@ -108,10 +108,11 @@ impl Driver {
             probe::blank(&device, device.size, proof).await?;
         }
         let uuid = Uuid::new_v4();
-        self.set_format(volume.id, FormatState::Formatting(uuid)).await?;
+        // The journal first: only the host that knows the UUID may begin anew after a crash.
         self.journal
             .update(volume.id, |entry| entry.formatting = Some(Formatting { uuid, fs_type }))
             .await?;
+        self.set_format(volume.id, FormatState::Formatting(uuid)).await?;
         let blank = probe::blank(&device, device.size, proof).await?;
         let filesystem = format::mkfs(&self.host.exec, blank, fs_type, uuid, &extra).await?;
         self.set_format(volume.id, FormatState::Formatted(uuid)).await?;

@@ -380,16 +380,12 @@ impl Node {
     }
 
     /// Runs the binary with this host's config and socket.
-    pub fn cli(&self, args: &[&str]) -> Output {
-        Command::new(BINARY)
-            .arg("--config")
-            .arg(self.config_path())
-            .arg("--socket")
-            .arg(&self.socket)
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+    pub async fn cli(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(BINARY);
+        command.arg("--config").arg(self.config_path()).arg("--socket").arg(&self.socket);
+        command.args(args).stdin(Stdio::null());
+        // The cloud that it asks may run on this very thread.
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
 
     /// Waits until nothing is held here any more.
@@ -442,8 +438,9 @@ pub fn sh(line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A client that asks and hangs up without waiting for the answer.
-pub fn ask_and_hang_up(socket: &Path, call: &str, body: &Value) {
+/// A client that asks and does not wait for the answer; it hangs up when dropped.
+#[must_use]
+pub fn ask(socket: &Path, call: &str, body: &Value) -> StdUnixStream {
     use std::io::Write;
     let mut stream = StdUnixStream::connect(socket).unwrap();
     let body = body.to_string();
@@ -453,6 +450,7 @@ pub fn ask_and_hang_up(socket: &Path, call: &str, body: &Value) {
         body.len()
     )
     .unwrap();
+    stream
 }
 
 fn merge(into: &mut Value, more: Value) {
