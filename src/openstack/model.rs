@@ -301,8 +301,8 @@ impl CreateVolume {
 impl ConnectionInfo {
     /// Reads `connection_info` of either flow: os-initialize_connection nests `data`, the
     /// attachments API puts its keys beside `driver_volume_type`.
-    pub(super) fn read(answer: &Value) -> Option<Self> {
-        let Value::Object(mut info) = answer.get("connection_info")?.clone() else { return None };
+    pub(super) fn read(connection_info: &Value) -> Option<Self> {
+        let mut info = connection_info.as_object()?.clone();
         let Some(Value::String(driver_volume_type)) = info.remove("driver_volume_type") else {
             return None;
         };
