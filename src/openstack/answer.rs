@@ -225,15 +225,13 @@ fn was_never_written(error: &reqwest::Error) -> bool {
 
 fn transport_reason(error: &reqwest::Error) -> String {
     for cause in causes(error) {
+        let mut cause: &(dyn Error + 'static) = cause;
+        // An io::Error hides what it wraps from `source()`.
+        while let Some(inner) = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            cause = inner;
+        }
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return tls_reason(tls);
-        }
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            // An io::Error hides what it wraps from `source()`.
-            if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            {
-                return tls_reason(tls);
-            }
         }
     }
     if error.is_timeout() {
@@ -247,16 +245,23 @@ fn transport_reason(error: &reqwest::Error) -> String {
 }
 
 fn tls_reason(error: &rustls::Error) -> String {
-    use rustls::CertificateError::{Expired, NotValidForName, UnknownIssuer};
+    use rustls::CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
+    };
     match error {
         rustls::Error::InvalidCertificate(UnknownIssuer) => {
             "its certificate is signed by an authority that this host does not trust; \
              set CACert to the authority's PEM file"
                 .to_owned()
         }
-        rustls::Error::InvalidCertificate(Expired) => "its certificate has expired".to_owned(),
-        rustls::Error::InvalidCertificate(NotValidForName) => {
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
+            "its certificate has expired".to_owned()
+        }
+        rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
             "its certificate is for another name".to_owned()
+        }
+        rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired) => {
+            "it wants a client certificate; set Cert and Key".to_owned()
         }
         other => format!("TLS: {other}"),
     }

@@ -63,7 +63,10 @@ impl Cloud {
         Self::with_patience(settings, Patience::default())
     }
 
-    fn with_patience(settings: &CloudSettings, patience: Patience) -> Result<Self, CloudError> {
+    pub(super) fn with_patience(
+        settings: &CloudSettings,
+        patience: Patience,
+    ) -> Result<Self, CloudError> {
         let http = Http::new(tls::client(settings)?, patience);
         let sessions = Arc::new(Sessions::new(settings, http)?);
         Ok(Self {
