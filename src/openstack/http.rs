@@ -282,8 +282,11 @@ impl Http {
 
 /// How long to wait before the next try; `None` = no next try.
 fn pause_before_repeating(call: &Call, error: &CloudError, tries: u32) -> Option<Duration> {
+    // Another 404 will look the same.
+    let is_final = error.status.is_some_and(|status| (400..500).contains(&status) && status != 408);
     let most = match (error.kind, call.repeat) {
         (CloudErrorKind::Busy, _) => TRIES,
+        (CloudErrorKind::Ambiguous, _) if is_final => return None,
         (CloudErrorKind::Unreachable | CloudErrorKind::Ambiguous, Repeat::Always) => TRIES,
         // Not connected: perhaps a restart of the API's front end. Once more.
         (CloudErrorKind::Unreachable, Repeat::WhenNotDone) => 2,

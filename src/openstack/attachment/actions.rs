@@ -104,7 +104,7 @@ impl Cloud {
         attachment_id: &str,
         connector: &Connection,
     ) -> Result<(), CloudError> {
-        if !self.has_attachment(volume_id, attachment_id).await? {
+        if self.is_detached(volume_id, attachment_id).await? {
             return Ok(());
         }
         self.os_terminate_connection(volume_id, connector).await?;
@@ -113,8 +113,8 @@ impl Cloud {
             return Ok(());
         };
         // The answer was lost, or somebody else was faster.
-        match self.has_attachment(volume_id, attachment_id).await {
-            Ok(false) => Ok(()),
+        match self.is_detached(volume_id, attachment_id).await {
+            Ok(true) => Ok(()),
             _ => Err(error),
         }
     }
@@ -162,10 +162,21 @@ impl Cloud {
         }
     }
 
-    async fn has_attachment(&self, volume_id: Uuid, id: &str) -> Result<bool, CloudError> {
-        let volume = self.volume_if_there(volume_id).await?;
-        let attachments = volume.map(|volume| volume.attachments).unwrap_or_default();
-        Ok(attachments.iter().any(|attachment| attachment.attachment_id == id))
+    /// Whether this attachment has ended.
+    async fn is_detached(&self, volume_id: Uuid, id: &str) -> Result<bool, CloudError> {
+        let Some(volume) = self.volume_if_there(volume_id).await? else { return Ok(true) };
+        // Cinder shows only what is `attached`: an attachment in `error_detaching` is hidden, and
+        // its volume stays `detaching`.
+        if volume.status == VolumeStatus::Detaching && volume.attachments.is_empty() {
+            return Err(CloudError::new(
+                CloudErrorKind::InvalidState,
+                format!(
+                    "Cinder began to detach volume {volume_id} (attachment {id}) and did not \
+                     finish; an administrator of the cloud must look at it"
+                ),
+            ));
+        }
+        Ok(!volume.attachments.iter().any(|attachment| attachment.attachment_id == id))
     }
 
     async fn is_reserved(&self, volume_id: Uuid) -> Result<bool, CloudError> {

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::toy::{self, Reply, Toy};
 use super::{ID, cloud, id, impatient, is_read, nth, shown};
-use crate::openstack::{AttachFlow, CloudErrorKind, CreateVolume, VolumeStatus};
+use crate::config::CloudSettings;
+use crate::openstack::{AttachFlow, Cloud, CloudErrorKind, CreateVolume, VolumeStatus};
 
 #[tokio::test]
 async fn a_read_is_repeated_until_it_is_answered() {
@@ -73,6 +74,22 @@ async fn a_success_that_makes_no_sense_is_ambiguous_for_create_and_the_attachmen
         let error = cloud.reserve(AttachFlow::Attachments, id()).await.unwrap_err();
         assert!(error.is_ambiguous(), "{body}: {error}");
     }
+}
+
+#[tokio::test]
+async fn an_effect_that_could_not_be_sent_is_tried_twice_and_is_not_ambiguous() {
+    // Bound, and closed again: nobody listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let toy = Toy::start(|_| None).await;
+    let address = Some(format!("http://127.0.0.1:{port}/v3"));
+    let settings = CloudSettings { block_storage_endpoint: address, ..toy.settings() };
+    let started = Instant::now();
+    let cloud = Cloud::new(&settings).unwrap();
+    let error = cloud.reserve(AttachFlow::Actions, id()).await.unwrap_err();
+    assert_eq!(error.kind, CloudErrorKind::Unreachable);
+    assert!(error.message.contains(&format!("no connection to Cinder at 127.0.0.1:{port}")));
+    assert!(error.message.contains("refused"), "{error}");
+    assert!(started.elapsed() >= Duration::from_millis(200));
 }
 
 #[tokio::test]

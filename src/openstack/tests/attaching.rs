@@ -85,6 +85,27 @@ async fn a_release_sends_nothing_about_an_attachment_that_is_gone() {
 }
 
 #[tokio::test]
+async fn a_volume_stuck_in_detaching_is_not_called_released() {
+    let next = nth(|n| match n {
+        0 => attached(holder().instance_uuid, "node1:/mnt/db"),
+        _ => shown("detaching"),
+    });
+    // The driver was not initialised: Cinder hides the row, `error_detaching`.
+    let toy = Toy::start(move |request| match request.action() {
+        Some("os-terminate_connection") => Some(Reply::empty(202)),
+        Some("os-detach") => Some(Reply::fault(500, "computeFault", "The server has…")),
+        _ => is_read(request).then(&next),
+    })
+    .await;
+    let cloud = cloud(&toy);
+    for message in ["The server has…", "did not finish"] {
+        let released = cloud.release(AttachFlow::Actions, id(), ATTACHMENT, &json!({})).await;
+        let error = released.unwrap_err();
+        assert!(error.message.contains(message), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_release_goes_on_after_a_crash_between_its_two_halves() {
     let next = nth(|n| match n {
         0 => attached(holder().instance_uuid, "node1:/mnt/db"),
