@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use reqwest::header::{HeaderMap, LOCATION};
 use secrecy::SecretString;
@@ -83,7 +84,7 @@ pub(super) fn judge(
 fn refused(call: &Call, status: u16, headers: &HeaderMap, body: &[u8]) -> CloudError {
     let fault = Fault::read(body);
     let retry_after = retry_after(headers);
-    let kind = kind_of(call, status, &fault, retry_after.is_some_and(|wait| !wait.is_zero()));
+    let kind = kind_of(call, status, &fault, retry_after);
     let message = match (&fault.message, call.service) {
         // Its schema errors quote the request, password and all.
         (_, Service::Identity) if status == 400 => "it does not understand the request".to_owned(),
@@ -115,7 +116,12 @@ fn refused(call: &Call, status: u16, headers: &HeaderMap, body: &[u8]) -> CloudE
     CloudError { kind, message, status: Some(status), request_id: id, retry_after }
 }
 
-fn kind_of(call: &Call, status: u16, fault: &Fault, wait_asked: bool) -> CloudErrorKind {
+fn kind_of(
+    call: &Call,
+    status: u16,
+    fault: &Fault,
+    retry_after: Option<Duration>,
+) -> CloudErrorKind {
     let message = fault.message.as_deref().unwrap_or_default();
     match status {
         400 if message.contains("instance_uuid") && message.contains("required") => {
@@ -135,10 +141,10 @@ fn kind_of(call: &Call, status: u16, fault: &Fault, wait_asked: bool) -> CloudEr
         404 if !call.has_effect() => CloudErrorKind::Ambiguous,
         409 => CloudErrorKind::InvalidState,
         // Quotas say Retry-After: 0; with more it is Cinder's rate limiter.
-        413 if wait_asked => CloudErrorKind::Busy,
-        413 => CloudErrorKind::Quota,
+        413 if retry_after.is_some_and(|wait| !wait.is_zero()) => CloudErrorKind::Busy,
+        413 if fault.name.as_deref() == Some("overLimit") => CloudErrorKind::Quota,
         429 => CloudErrorKind::Busy,
-        503 if wait_asked => CloudErrorKind::Busy,
+        503 if retry_after.is_some() => CloudErrorKind::Busy,
         // 408 and what proxies make of it: the request had arrived.
         408 | 500.. => CloudErrorKind::Ambiguous,
         _ => CloudErrorKind::BadRequest,
@@ -219,15 +225,13 @@ fn was_never_written(error: &reqwest::Error) -> bool {
 
 fn transport_reason(error: &reqwest::Error) -> String {
     for cause in causes(error) {
+        let mut cause: &(dyn Error + 'static) = cause;
+        // An io::Error hides what it wraps from `source()`.
+        while let Some(inner) = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            cause = inner;
+        }
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return tls_reason(tls);
-        }
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            // An io::Error hides what it wraps from `source()`.
-            if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            {
-                return tls_reason(tls);
-            }
         }
     }
     if error.is_timeout() {
@@ -241,16 +245,23 @@ fn transport_reason(error: &reqwest::Error) -> String {
 }
 
 fn tls_reason(error: &rustls::Error) -> String {
-    use rustls::CertificateError::{Expired, NotValidForName, UnknownIssuer};
+    use rustls::CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
+    };
     match error {
         rustls::Error::InvalidCertificate(UnknownIssuer) => {
             "its certificate is signed by an authority that this host does not trust; \
              set CACert to the authority's PEM file"
                 .to_owned()
         }
-        rustls::Error::InvalidCertificate(Expired) => "its certificate has expired".to_owned(),
-        rustls::Error::InvalidCertificate(NotValidForName) => {
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
+            "its certificate has expired".to_owned()
+        }
+        rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
             "its certificate is for another name".to_owned()
+        }
+        rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired) => {
+            "it wants a client certificate; set Cert and Key".to_owned()
         }
         other => format!("TLS: {other}"),
     }

@@ -12,7 +12,7 @@ use url::form_urlencoded;
 use uuid::Uuid;
 
 use super::answer::Answer;
-use super::http::{Call, Http, Microversion, Repeat, Service};
+use super::http::{Call, Http, Microversion, Patience, Repeat, Service};
 use super::model::{RawVolume, text};
 use super::session::Sessions;
 use super::{CloudError, CloudErrorKind, CreateVolume, Snapshot, Volume, VolumePage, tls};
@@ -60,7 +60,14 @@ pub struct CloudFacts {
 impl Cloud {
     /// Prepares the client. Touches no network; reads the CA file and client certificate.
     pub fn new(settings: &CloudSettings) -> Result<Self, CloudError> {
-        let http = Http::new(tls::client(settings)?);
+        Self::with_patience(settings, Patience::default())
+    }
+
+    pub(super) fn with_patience(
+        settings: &CloudSettings,
+        patience: Patience,
+    ) -> Result<Self, CloudError> {
+        let http = Http::new(tls::client(settings)?, patience);
         let sessions = Arc::new(Sessions::new(settings, http)?);
         Ok(Self {
             inner: Arc::new(Inner { sessions, needs_instance_uuid: AtomicBool::new(false) }),

@@ -18,13 +18,6 @@ use super::{CloudError, CloudErrorKind};
 /// A microversion of the block storage API, such as `(3, 44)`.
 pub type Microversion = (u32, u32);
 
-/// How long one try of a read may take.
-const READ_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a read may take with all its repetitions.
-const READ_BUDGET: Duration = Duration::from_secs(30);
-/// Above the 60 s that Cinder waits for its own back end (`rpc_response_timeout`): what answers
-/// later than this has not answered.
-const EFFECT_TIMEOUT: Duration = Duration::from_secs(90);
 /// A longer Retry-After is handed to the caller instead of being waited for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Between two tries, doubled each time.
@@ -149,15 +142,38 @@ impl Call {
     }
 }
 
+/// How long to wait for answers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// One try of a read.
+    pub(super) read: Duration,
+    /// No repetition begins after this.
+    pub(super) budget: Duration,
+    /// One try of an effect. Above the 60 s that Cinder waits for its own back end
+    /// (`rpc_response_timeout`): what answers later than this has not answered.
+    pub(super) effect: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            read: Duration::from_secs(20),
+            budget: Duration::from_secs(30),
+            effect: Duration::from_secs(90),
+        }
+    }
+}
+
 /// The one client of the process.
 #[derive(Debug)]
 pub(super) struct Http {
     client: Client,
+    patience: Patience,
 }
 
 impl Http {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client }
+    pub(super) fn new(client: Client, patience: Patience) -> Self {
+        Self { client, patience }
     }
 
     /// Sends the call to `endpoint`, repeats it where that is safe, and answers only an accepted
@@ -176,9 +192,9 @@ impl Http {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let Some(pause) = pause_before_repeating(call, &error, tries, started.elapsed()) else {
-                return Err(error);
-            };
+            let pause = pause_before_repeating(call, &error, tries)
+                .filter(|pause| started.elapsed() + *pause < self.patience.budget);
+            let Some(pause) = pause else { return Err(error) };
             tracing::debug!(%error, tries, pause_ms = pause.as_millis(), "trying again");
             tokio::time::sleep(pause).await;
             tries += 1;
@@ -194,8 +210,8 @@ impl Http {
     ) -> Result<Answer, CloudError> {
         let started = Instant::now();
         let limit = match call.repeat {
-            Repeat::Always => READ_TIMEOUT.min(READ_BUDGET.saturating_sub(spent)),
-            Repeat::WhenNotDone => EFFECT_TIMEOUT,
+            Repeat::Always => self.patience.read.min(self.patience.budget.saturating_sub(spent)),
+            Repeat::WhenNotDone => self.patience.effect,
         };
         let exchange = self.exchange(url, call, token);
         let result = match tokio::time::timeout(limit, exchange).await {
@@ -265,14 +281,12 @@ impl Http {
 }
 
 /// How long to wait before the next try; `None` = no next try.
-fn pause_before_repeating(
-    call: &Call,
-    error: &CloudError,
-    tries: u32,
-    spent: Duration,
-) -> Option<Duration> {
+fn pause_before_repeating(call: &Call, error: &CloudError, tries: u32) -> Option<Duration> {
+    // Another 404 will look the same.
+    let is_final = error.status.is_some_and(|status| (400..500).contains(&status) && status != 408);
     let most = match (error.kind, call.repeat) {
         (CloudErrorKind::Busy, _) => TRIES,
+        (CloudErrorKind::Ambiguous, _) if is_final => return None,
         (CloudErrorKind::Unreachable | CloudErrorKind::Ambiguous, Repeat::Always) => TRIES,
         // Not connected: perhaps a restart of the API's front end. Once more.
         (CloudErrorKind::Unreachable, Repeat::WhenNotDone) => 2,
@@ -280,8 +294,7 @@ fn pause_before_repeating(
     };
     let pause = FIRST_PAUSE * 2_u32.pow(tries - 1);
     let pause = error.retry_after.unwrap_or(pause).max(pause);
-    let in_time = pause <= LONGEST_PAUSE && spent + pause < READ_BUDGET;
-    (tries < most && in_time).then_some(pause)
+    (tries < most && pause <= LONGEST_PAUSE).then_some(pause)
 }
 
 /// Retry-After in seconds; its other form, a date, is not read: then our own pauses serve.

@@ -12,6 +12,8 @@ pub mod http;
 pub mod keystone;
 pub mod model;
 mod session;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use attachment::{AttachFlow, Connection, Holder, Reservation};

@@ -301,8 +301,8 @@ impl CreateVolume {
 impl ConnectionInfo {
     /// Reads `connection_info` of either flow: os-initialize_connection nests `data`, the
     /// attachments API puts its keys beside `driver_volume_type`.
-    pub(super) fn read(answer: &Value) -> Option<Self> {
-        let Value::Object(mut info) = answer.get("connection_info")?.clone() else { return None };
+    pub(super) fn read(connection_info: &Value) -> Option<Self> {
+        let mut info = connection_info.as_object()?.clone();
         let Some(Value::String(driver_volume_type)) = info.remove("driver_volume_type") else {
             return None;
         };
@@ -332,4 +332,142 @@ fn flag(value: &Value) -> bool {
     value.as_bool().unwrap_or_else(|| {
         value.as_str().is_some_and(|text| text.trim().eq_ignore_ascii_case("true"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(volume: Value) -> Option<Volume> {
+        serde_json::from_value::<RawVolume>(volume).unwrap().usable()
+    }
+
+    /// Cinder 12 (Queens), v2, attached with instance_uuid.
+    fn queens() -> Value {
+        json!({
+            "status": "in-use", "user_id": "25f0318b14704b3d8f4602db2deb5fed",
+            "attachments": [{
+                "server_id": "219b0670-a214-4281-8424-5bb3beaaa107",
+                "attachment_id": "9a39082a-76cb-4cc0-a390-9f8e420da17f",
+                "attached_at": "2026-11-22T02:24:15.261466", "host_name": null,
+                "volume_id": "7095a8a7-389c-40e0-bfd7-b8e47a89f176", "device": "/dev/vdb",
+                "id": "7095a8a7-389c-40e0-bfd7-b8e47a89f176"}],
+            "links": [], "availability_zone": "nova", "bootable": "false", "encrypted": false,
+            "created_at": "2026-11-22T02:24:02.212385", "description": null,
+            "os-vol-tenant-attr:tenant_id": "3580f8a1162f413882543cae9b93cc4c",
+            "updated_at": "2026-11-22T02:24:15.278130", "volume_type": "solidfire",
+            "name": "cinderDisk", "replication_status": null, "consistencygroup_id": null,
+            "source_volid": null, "snapshot_id": null, "multiattach": false,
+            "metadata": {"made-by": "bed", "readonly": "False", "attached_mode": "rw"},
+            "id": "7095a8a7-389c-40e0-bfd7-b8e47a89f176", "size": 1
+        })
+    }
+
+    #[test]
+    fn an_attached_volume_is_read() {
+        let volume = read(queens()).unwrap();
+        assert_eq!(volume.id.to_string(), "7095a8a7-389c-40e0-bfd7-b8e47a89f176");
+        assert_eq!(
+            (&*volume.name, volume.size, volume.status),
+            ("cinderDisk", 1, VolumeStatus::InUse)
+        );
+        assert_eq!(volume.volume_type.as_deref(), Some("solidfire"));
+        assert_eq!(volume.description, None);
+        assert_eq!(volume.metadata["made-by"], "bed");
+        assert!(!volume.bootable && !volume.encrypted && !volume.multiattach && !volume.from_image);
+        assert_eq!((volume.snapshot_id, volume.source_volid), (None, None));
+        assert_eq!(volume.created_at, "2026-11-22T02:24:02.212385");
+        assert_eq!(volume.updated_at.as_deref(), Some("2026-11-22T02:24:15.278130"));
+        let [attachment] = &*volume.attachments else { panic!("one attachment") };
+        assert_eq!(attachment.attachment_id, "9a39082a-76cb-4cc0-a390-9f8e420da17f");
+        assert_eq!(attachment.server_id.as_deref(), Some("219b0670-a214-4281-8424-5bb3beaaa107"));
+        assert_eq!(
+            (&attachment.host_name, attachment.device.as_deref()),
+            (&None, Some("/dev/vdb"))
+        );
+    }
+
+    #[test]
+    fn odd_fields_do_not_hide_a_volume() {
+        let volume = read(json!({
+            "id": "7095A8A7389C40E0BFD7B8E47A89F176", "name": null, "status": "awaiting-transfer",
+            "size": "20", "bootable": true, "encrypted": "True", "multiattach": "false",
+            "metadata": {"number": 7, "nothing": null}, "attachments": null, "description": "",
+            "volume_type": ["?"], "volume_image_metadata": {"image_id": "i1"}, "created_at": 5,
+            "snapshot_id": "s1"}))
+        .unwrap();
+        assert_eq!(volume.id.to_string(), "7095a8a7-389c-40e0-bfd7-b8e47a89f176");
+        assert_eq!((&*volume.name, volume.size), ("", 20));
+        assert_eq!(volume.status, VolumeStatus::Other("awaiting-transfer".to_owned()));
+        assert!(volume.bootable && volume.encrypted && !volume.multiattach && volume.from_image);
+        assert_eq!((&*volume.metadata["number"], &*volume.metadata["nothing"]), ("7", ""));
+        assert_eq!((volume.volume_type, volume.description), (None, None));
+        assert_eq!(volume.snapshot_id.as_deref(), Some("s1"));
+    }
+
+    #[test]
+    fn only_an_id_is_needed() {
+        let id = "7095a8a7-389c-40e0-bfd7-b8e47a89f176";
+        assert_eq!(read(json!({ "id": id })).unwrap().status, VolumeStatus::Other(String::new()));
+        for unusable in [json!({}), json!({"id": null}), json!({"id": 7}), json!({"id": "../x"})] {
+            assert_eq!(read(unusable.clone()), None, "{unusable}");
+        }
+    }
+
+    #[test]
+    fn every_status_keeps_its_name() {
+        for name in [
+            "creating",
+            "downloading",
+            "available",
+            "reserved",
+            "attaching",
+            "in-use",
+            "detaching",
+            "deleting",
+            "extending",
+            "error",
+            "error_deleting",
+            "maintenance",
+        ] {
+            assert_eq!(VolumeStatus::named(name).to_string(), name);
+        }
+    }
+
+    #[test]
+    fn connection_info_of_both_flows_is_the_same() {
+        let nested = json!({"driver_volume_type": "iscsi", "enforce_multipath": false,
+            "data": {"target_portal": "127.0.0.1:3260", "target_lun": 1}});
+        let flat = json!({"driver_volume_type": "iscsi",
+            "target_portal": "127.0.0.1:3260", "target_lun": 1});
+        let [nested, flat] = [nested, flat].map(|info| ConnectionInfo::read(&info).unwrap());
+        assert_eq!(nested.driver_volume_type, flat.driver_volume_type);
+        assert_eq!(nested.data.0, flat.data.0);
+        for none in [json!({}), json!(null), json!({"data": {}}), json!({"driver_volume_type": 1})]
+        {
+            assert!(ConnectionInfo::read(&none).is_none(), "{none}");
+        }
+    }
+
+    #[test]
+    fn a_create_says_only_what_is_set() {
+        let plain = CreateVolume { name: "db".into(), size: Some(2), ..CreateVolume::default() };
+        assert_eq!(plain.to_json(), json!({"volume": {"name": "db", "size": 2}}));
+        let all = CreateVolume {
+            volume_type: Some("ssd".into()),
+            availability_zone: Some("nova".into()),
+            description: Some("Docker volume.".into()),
+            metadata: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+            snapshot_id: Some("s".into()),
+            source_volid: Some("v".into()),
+            image_id: Some("i".into()),
+            ..plain
+        };
+        assert_eq!(
+            all.to_json(),
+            json!({"volume": {"name": "db", "size": 2, "volume_type": "ssd",
+                "availability_zone": "nova", "description": "Docker volume.",
+                "metadata": {"k": "v"}, "snapshot_id": "s", "source_volid": "v", "imageRef": "i"}})
+        );
+    }
 }

@@ -101,7 +101,12 @@ impl Sessions {
         if let Some(session) = session.filter(|session| !session.token.has_expired()) {
             if session.token.should_be_renewed() && self.renewing.try_lock().is_ok() {
                 // Nobody waits for it: the old token still serves.
-                tokio::spawn(Arc::clone(self).renew(seen));
+                let renewal = Arc::clone(self).renew(seen);
+                tokio::spawn(async move {
+                    if let Err(error) = renewal.await {
+                        tracing::warn!(%error, "cannot renew the token yet");
+                    }
+                });
             }
             return Ok(session);
         }
