@@ -89,7 +89,7 @@ fn refused(call: &Call, status: u16, headers: &HeaderMap, body: &[u8]) -> CloudE
         // Its schema errors quote the request, password and all.
         (_, Service::Identity) if status == 400 => "it does not understand the request".to_owned(),
         (Some(message), _) => message.clone(),
-        (None, _) => format!("HTTP status {status}"),
+        (None, _) => "an error without a reason".to_owned(),
     };
     let id = request_id(headers);
     let reference = reference(Some(status), id.as_deref());

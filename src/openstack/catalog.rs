@@ -121,7 +121,7 @@ impl Catalog {
         if types.is_empty() {
             return "it is empty: the token may have no project, check TenantID".to_owned();
         }
-        format!("it has only {}; BlockStorageEndpoint can give the address", types.join(", "))
+        format!("it has only {}", types.join(", "))
     }
 }
 

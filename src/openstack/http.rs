@@ -147,8 +147,8 @@ impl Call {
 pub(super) struct Patience {
     /// One try of a read.
     pub(super) read: Duration,
-    /// No repetition begins after this.
-    pub(super) budget: Duration,
+    /// No repetition of anything begins after this.
+    pub(super) repeats: Duration,
     /// One try of an effect. Above the 60 s that Cinder waits for its own back end
     /// (`rpc_response_timeout`): what answers later than this has not answered.
     pub(super) effect: Duration,
@@ -158,7 +158,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             read: Duration::from_secs(20),
-            budget: Duration::from_secs(30),
+            repeats: Duration::from_secs(15),
             effect: Duration::from_secs(90),
         }
     }
@@ -188,12 +188,12 @@ impl Http {
         let started = Instant::now();
         let mut tries = 1;
         loop {
-            let error = match self.try_once(&url, call, token, started.elapsed()).await {
+            let error = match self.try_once(&url, call, token).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             let pause = pause_before_repeating(call, &error, tries)
-                .filter(|pause| started.elapsed() + *pause < self.patience.budget);
+                .filter(|pause| started.elapsed() + *pause < self.patience.repeats);
             let Some(pause) = pause else { return Err(error) };
             tracing::debug!(%error, tries, pause_ms = pause.as_millis(), "trying again");
             tokio::time::sleep(pause).await;
@@ -206,11 +206,10 @@ impl Http {
         url: &Url,
         call: &Call,
         token: Option<&SecretString>,
-        spent: Duration,
     ) -> Result<Answer, CloudError> {
         let started = Instant::now();
         let limit = match call.repeat {
-            Repeat::Always => self.patience.read.min(self.patience.budget.saturating_sub(spent)),
+            Repeat::Always => self.patience.read,
             Repeat::WhenNotDone => self.patience.effect,
         };
         let exchange = self.exchange(url, call, token);

@@ -171,11 +171,17 @@ impl Keystone {
                 };
                 format!("Keystone does not accept these credentials (HTTP {status}{id}): {check}")
             }
-            (_, Some(404)) => format!(
-                "there is no identity API {} at {} (HTTP 404{id}); check Endpoint",
-                self.endpoint.version.map_or("version", IdentityVersion::segment),
-                self.endpoint.base()
-            ),
+            (_, Some(404)) => match self.endpoint.version {
+                Some(IdentityVersion::V2) => format!(
+                    "there is no identity API v2.0 at {} (HTTP 404{id}): let Endpoint be {}",
+                    self.endpoint.base(),
+                    self.endpoint.versioned(IdentityVersion::V3)
+                ),
+                _ => format!(
+                    "there is no identity API at {} (HTTP 404{id}): check Endpoint",
+                    self.endpoint.base()
+                ),
+            },
             _ => return error,
         };
         error

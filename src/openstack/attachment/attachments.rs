@@ -151,7 +151,8 @@ impl AttachmentRow {
             id: text(&row["id"])?,
             status: text(&row["status"]).unwrap_or_default(),
             instance: text(&row["instance"]),
-            attach_mode: text(&row["attach_mode"]),
+            // Cinder's own word for "not asked for" is the string.
+            attach_mode: text(&row["attach_mode"]).filter(|mode| mode != "null"),
         })
     }
 }

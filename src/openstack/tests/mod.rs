@@ -34,7 +34,7 @@ fn cloud(toy: &Toy) -> Cloud {
 fn impatient(toy: &Toy) -> Cloud {
     let patience = Patience {
         read: Duration::from_secs(1),
-        budget: Duration::from_secs(2),
+        repeats: Duration::from_secs(1),
         effect: Duration::from_secs(1),
     };
     Cloud::with_patience(&toy.settings(), patience).unwrap()
