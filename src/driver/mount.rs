@@ -1,6 +1,6 @@
 //! Mount: the volume is attached, checked, mounted and counted, or everything is as it was.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +14,9 @@ use super::{Driver, DriverError, VolumeName, metadata, references};
 use crate::config::AttachFlowSetting;
 use crate::docker::Caller;
 use crate::error_chain::Chain;
+use crate::host::HostError;
 use crate::host::attach::{Device, DeviceRecord};
-use crate::host::filesystem::{grow, mount};
+use crate::host::filesystem::{blocking, grow, mount};
 use crate::openstack::{
     AttachFlow, AttachmentInfo, CloudError, CloudErrorKind, Holder, Reservation, Volume,
     VolumeStatus,
@@ -27,6 +28,8 @@ const FASTEST_POLL: Duration = Duration::from_millis(100);
 const SLOWEST_POLL: Duration = Duration::from_secs(1);
 /// How long Cinder may take to make a volume ready, the caller long gone.
 const SETTLING_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// A mount that cannot be opened within this time is dead.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How often one Mount begins anew because somebody else was faster at the reserve.
 const ROUNDS: usize = 200;
 /// Bytes of a GiB.
@@ -99,10 +102,13 @@ impl Driver {
             match steps.first() {
                 Some(Step::Use) => return Ok(entry),
                 Some(Step::Reserve) => {
-                    if let Some(found) = &volume
-                        && let Some(entry) = self.attach(name, found).await?
-                    {
-                        return Ok(entry);
+                    let Some(found) = &volume else { continue };
+                    match self.attach(name, found).await? {
+                        Attached::Here(entry) => return Ok(entry),
+                        // It may stay so, whatever state Cinder shows.
+                        Attached::Taken(error) => {
+                            waits.for_release().await.map_err(|()| error)?;
+                        }
                     }
                 }
                 Some(Step::WaitUntilSettled) => waits.for_settling(name).await?,
@@ -131,10 +137,13 @@ impl Driver {
     ) -> Result<Observed, DriverError> {
         let mut observed = self.observe_here(entry).await?;
         observed.cloud = volume.map(cloud_state);
-        if let Some(record) = &entry.mount
-            && observed.mount == MountState::Broken
-        {
-            observed.used = !self.holders(record).await.is_empty();
+        if let Some(record) = &entry.mount {
+            if observed.mount == MountState::Healthy && !answers(&record.at).await {
+                observed.mount = MountState::Broken;
+            }
+            if observed.mount == MountState::Broken {
+                observed.used = !self.holders(record).await.is_empty();
+            }
         }
         Ok(observed)
     }
@@ -155,15 +164,14 @@ impl Driver {
         outcome.cloud_error.map_or(Ok(()), Err)
     }
 
-    /// Attaches and mounts an available volume. `None`: somebody else was faster.
-    async fn attach(
-        &self,
-        name: &VolumeName,
-        volume: &Volume,
-    ) -> Result<Option<Arc<Entry>>, DriverError> {
-        let Some(reservation) = self.reserve(name, volume).await? else { return Ok(None) };
+    /// Attaches and mounts an available volume.
+    async fn attach(&self, name: &VolumeName, volume: &Volume) -> Result<Attached, DriverError> {
+        let reservation = match self.reserve(name, volume).await? {
+            Reserved::Ours(reservation) => reservation,
+            Reserved::Taken(error) => return Ok(Attached::Taken(error)),
+        };
         match Box::pin(self.attach_reserved(name, volume, &reservation)).await {
-            Ok(entry) => Ok(Some(entry)),
+            Ok(entry) => Ok(Attached::Here(entry)),
             Err(cause) => {
                 let text = Chain(&cause).to_string();
                 self.journal
@@ -184,12 +192,12 @@ impl Driver {
         }
     }
 
-    /// Takes the volume in Cinder. `None`: its state has changed since we looked.
+    /// Takes the volume in Cinder.
     pub(super) async fn reserve(
         &self,
         name: &VolumeName,
         volume: &Volume,
-    ) -> Result<Option<Reservation>, DriverError> {
+    ) -> Result<Reserved, DriverError> {
         let read_only = metadata::MountSettings::of(volume)?.read_only;
         let at = self.place_of(name.as_str());
         let mountpoint = self.shown_mountpoint(&at);
@@ -224,7 +232,7 @@ impl Driver {
                             attachment.attachment_id = id;
                         })
                         .await;
-                    let Err(error) = noted else { return Ok(Some(reservation)) };
+                    let Err(error) = noted else { return Ok(Reserved::Ours(reservation)) };
                     // Nobody would remember it after a crash: give it back while we know.
                     self.cloud.unreserve(&reservation, None).await?;
                     self.journal.update_regardless(volume.id, |e| e.attachment = None).await?;
@@ -237,7 +245,7 @@ impl Driver {
                         CloudErrorKind::NeedsInstanceUuid if !volume.multiattach => {
                             flow = AttachFlow::Actions;
                         }
-                        CloudErrorKind::InvalidState => return Ok(None),
+                        CloudErrorKind::InvalidState => return Ok(Reserved::Taken(error.into())),
                         _ => return Err(error.into()),
                     }
                 }
@@ -264,16 +272,16 @@ impl Driver {
         reservation: &Reservation,
     ) -> Result<Arc<Entry>, DriverError> {
         let id = volume.id;
-        let (device, _) = self.connect_reserved(name, volume, reservation).await?;
+        let Connected { device, volume } = self.connect_reserved(name, volume, reservation).await?;
         let holder = Holder {
             instance_uuid: self.host.identity.uuid,
             mountpoint: self.shown_mountpoint(&self.place_of(name.as_str())),
-            read_only: metadata::MountSettings::of(volume)?.read_only,
+            read_only: metadata::MountSettings::of(&volume)?.read_only,
         };
         // Cinder's completion needs nothing of the host, nor the host of it.
         let (completed, mounted) = tokio::join!(
             self.cloud.complete(reservation, &holder),
-            Box::pin(self.mount_device(name, volume, &device)),
+            Box::pin(self.mount_device(name, &volume, &device)),
         );
         if let Ok(attachment_id) = &completed {
             let attachment_id = attachment_id.clone();
@@ -297,12 +305,16 @@ impl Driver {
     }
 
     /// Exports a reserved volume to this host and connects its device.
+    ///
+    /// What was known of the volume before the reserve decides nothing any more: until then another
+    /// container or host may have formatted, extended or filled it. It is read again, beside the
+    /// export, and from then on nobody else changes it.
     pub(super) async fn connect_reserved(
         &self,
         name: &VolumeName,
         volume: &Volume,
         reservation: &Reservation,
-    ) -> Result<(Device, DeviceRecord), DriverError> {
+    ) -> Result<Connected, DriverError> {
         let id = volume.id;
         if volume.multiattach {
             self.check_alone(volume, reservation).await?;
@@ -311,31 +323,34 @@ impl Driver {
         let Some(attachment) = entry.as_ref().and_then(|entry| entry.attachment.as_ref()) else {
             return Err(DriverError::Refused("its reservation is not in the journal".to_owned()));
         };
-        let (info, seen) = tokio::join!(
+        let (info, volume) = tokio::join!(
             self.cloud.connect(reservation, &attachment.connector),
-            self.stamp(reservation)
+            self.cloud.volume(id)
         );
-        let info = info?;
+        let (info, volume) = (info?, volume?);
         let mut record = self.host.attacher.plan(&info)?;
+        let seen = volume.updated_at.clone();
         self.note_device(id, &record, seen, AttachmentStage::Reserved).await?;
         let (device, seen, told) = tokio::join!(
             self.host.attacher.connect(&mut record, &info, volume.size * GIB),
             self.stamp(reservation),
-            self.tell_connector(volume, reservation),
+            self.tell_connector(&volume, reservation),
         );
         if let Err(error) = told {
             tracing::warn!(volume = name.as_str(), %error, "the connector is not in the metadata");
         }
-        match device {
-            Ok(device) => {
-                // The completion may follow at once.
-                self.note_device(id, &record, seen, AttachmentStage::Completing).await?;
-                Ok((device, record))
-            }
-            Err(error) => {
+        // The completion may follow at once.
+        let noted = match &device {
+            Ok(_) => self.note_device(id, &record, seen, AttachmentStage::Completing).await,
+            Err(_) => Ok(()),
+        };
+        match (device, noted) {
+            (Ok(device), Ok(())) => Ok(Connected { device, volume }),
+            (device, noted) => {
                 // What connecting has told so far is needed to undo it.
                 self.journal.update_regardless(id, |entry| entry.device = Some(record)).await?;
-                Err(error.into())
+                noted?;
+                device.map(|device| Connected { device, volume }).map_err(DriverError::from)
             }
         }
     }
@@ -410,7 +425,7 @@ impl Driver {
     /// Nothing may be mounted there already: it would be hidden, or taken for the volume.
     fn check_unmounted(&self, record: &MountRecord, id: Uuid) -> Result<(), DriverError> {
         let found = crate::host::filesystem::mountinfo::at(&self.host.paths, &record.at)
-            .map_err(|source| crate::host::HostError::io("read", "/proc/self/mountinfo", source))?;
+            .map_err(|source| HostError::io("read", "/proc/self/mountinfo", source))?;
         match found {
             None => Ok(()),
             Some(entry) => Err(DriverError::Refused(format!(
@@ -500,6 +515,32 @@ impl Driver {
     }
 }
 
+/// How a reserve ended.
+#[derive(Debug)]
+pub(super) enum Reserved {
+    /// Cinder answered success.
+    Ours(Reservation),
+    /// The volume's state does not allow it: somebody else was faster. Cinder's words.
+    Taken(DriverError),
+}
+
+/// A reserved volume whose device is there.
+#[derive(Debug)]
+pub(super) struct Connected {
+    /// The device.
+    pub device: Device,
+    /// What Cinder said of the volume once it was reserved.
+    pub volume: Volume,
+}
+
+/// How attaching ended that did not fail.
+enum Attached {
+    /// Mounted.
+    Here(Arc<Entry>),
+    /// As [`Reserved::Taken`]; nothing was changed.
+    Taken(DriverError),
+}
+
 /// How long one Mount may wait for what.
 struct Waits {
     pause: Duration,
@@ -539,6 +580,13 @@ impl Waits {
         sleep(self.pause).await;
         self.pause = (self.pause * 2).min(SLOWEST_POLL);
     }
+}
+
+/// Whether a mount can be opened: an XFS that shut itself down shows it in nothing else.
+async fn answers(at: &Path) -> bool {
+    let at = at.to_owned();
+    let open = move || std::fs::read_dir(&at).map_err(|e| HostError::io("open", &at, e));
+    blocking("opening the mount", ANSWER_LIMIT, open).await.is_ok()
 }
 
 fn cloud_state(volume: &Volume) -> CloudState {
