@@ -5,13 +5,16 @@
 //! very volume, and Cinder shows the volume attached to our HostUUID. Everything else is left
 //! alone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::journal::{AttachmentRecord, AttachmentStage, Facts, MountRecord};
+use super::prepare::DIRECTORY_LIMIT;
 use super::{Driver, DriverError, VolumeName, metadata};
 use crate::error_chain::Chain;
 use crate::host::HostError;
 use crate::host::attach::DeviceRecord;
+use crate::host::filesystem::blocking;
+use crate::host::filesystem::directory::{self, Ownership, RootContents};
 use crate::host::filesystem::mountinfo::{self, MountEntry};
 use crate::host::filesystem::probe::FsType;
 use crate::openstack::{AttachFlow, Volume};
@@ -85,15 +88,9 @@ impl Driver {
         if connected.number != mount.device {
             return Err(DriverError::Refused("another device is mounted there".to_owned()));
         }
-        let content = mount.mount_point.join(&self.settings.content_directory);
         let record = MountRecord {
             at: mount.mount_point.clone(),
-            // What the Go driver handed out.
-            directory: Some(if is_directory(&content) {
-                content
-            } else {
-                mount.mount_point.clone()
-            }),
+            directory: Some(self.handed_out(&mount.mount_point).await?),
             device: mount.device,
             device_path: connected.path,
             fs_type: fs_type(&mount.fs_type)?,
@@ -129,6 +126,26 @@ impl Driver {
     }
 }
 
+impl Driver {
+    /// What the Go driver handed out to containers; its mode 0000 is repaired.
+    async fn handed_out(&self, at: &Path) -> Result<PathBuf, DriverError> {
+        let (place, name) = (at.to_owned(), self.settings.content_directory.clone());
+        if name.is_empty() {
+            return Ok(at.to_owned());
+        }
+        let content = at.join(&name);
+        let found = blocking("looking at the volume's root", DIRECTORY_LIMIT, move || {
+            let found = directory::inspect(&place, &name)?;
+            if found == RootContents::HasContentDirectory {
+                directory::ensure(&place, &name, &Ownership::default())?;
+            }
+            Ok(found)
+        })
+        .await?;
+        Ok(if found == RootContents::HasContentDirectory { content } else { at.to_owned() })
+    }
+}
+
 /// The reference back end, and the others that the Go driver worked with, name the volume in the
 /// target. Where they don't, nothing proves whose device it is.
 fn check_target(device: &DeviceRecord, volume: &Volume) -> Result<(), DriverError> {
@@ -149,8 +166,4 @@ fn fs_type(name: &str) -> Result<FsType, DriverError> {
         other => metadata::fs_type(other)
             .ok_or_else(|| HostError::Unsupported { what: format!("it holds {other}") }.into()),
     }
-}
-
-fn is_directory(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
 }

@@ -21,7 +21,7 @@ use crate::shown::shown;
 const ROOT: &str = "/";
 
 /// How long the device may take to show or make a directory.
-const DIRECTORY_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const DIRECTORY_LIMIT: Duration = Duration::from_secs(30);
 
 /// A device that can be mounted.
 #[derive(Debug)]

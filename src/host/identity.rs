@@ -213,10 +213,16 @@ fn address(iface: &str, record: &Option<IfaceRecord>) -> Option<IpAddr> {
         Some(record) => record
             .address
             .or_else(|| first_global(&addresses(), record.net_interface.as_deref()?))
-            .or_else(source_of_default_route),
-        None if iface == DEFAULT_IFACE => source_of_default_route(),
+            .or_else(any_address),
+        None if iface == DEFAULT_IFACE => any_address(),
         None => first_global(&addresses(), iface),
     }
+}
+
+/// The kernel's choice; on a storage network without a way out, the first address there is.
+fn any_address() -> Option<IpAddr> {
+    source_of_default_route()
+        .or_else(|| addresses().into_iter().map(|(_, ip)| ip).find(|ip| is_global(*ip)))
 }
 
 /// The address that the kernel would send from to the world, IPv4 before IPv6. Connecting a UDP
