@@ -24,3 +24,4 @@ pub mod error_chain;
 pub mod host;
 pub mod openstack;
 pub mod sandbox;
+pub mod shown;

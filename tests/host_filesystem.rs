@@ -773,13 +773,14 @@ async fn a_local_device_is_connected_found_and_flushed() {
     let _alone = NAMESPACES.read().await;
     let Some(disk) = LoopDevice::new(64 * MIB) else { return };
     let paths = Paths::default();
-    let record = local::LocalRecord { device_path: disk.node().into() };
-    let device = local::connect(&paths, &record, 64 * MIB).await.unwrap();
+    let mut record = local::LocalRecord { device_path: disk.node().into(), taken: false };
+    let error = local::connect(&paths, &mut record, 64 * MIB + 1).await.unwrap_err();
+    assert!(matches!(error, HostError::Refused { .. }), "{error}");
+    assert_eq!(local::find(&paths, &record).await.unwrap(), None);
+    let device = local::connect(&paths, &mut record, 64 * MIB).await.unwrap();
     assert_eq!(device, disk.device());
     assert_eq!(local::find(&paths, &record).await.unwrap(), Some(device));
     local::disconnect(&paths, &record).await.unwrap();
-    let error = local::connect(&paths, &record, 64 * MIB + 1).await.unwrap_err();
-    assert!(matches!(error, HostError::Refused { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -787,12 +788,13 @@ async fn a_local_device_in_use_is_neither_connected_nor_disconnected() {
     let _alone = NAMESPACES.read().await;
     let Some(disk) = LoopDevice::new(64 * MIB) else { return };
     let paths = Paths::default();
-    let record = local::LocalRecord { device_path: disk.node().into() };
+    let mut record = local::LocalRecord { device_path: disk.node().into(), taken: false };
+    local::connect(&paths, &mut record, 64 * MIB).await.unwrap();
     let fs = make(&disk, FsType::Ext4).await;
     let entry = mount_at(&disk, &fs, &MountOptions::default()).await;
     let error = local::disconnect(&paths, &record).await.unwrap_err();
     assert!(matches!(&error, HostError::Busy { what } if what.contains("mounted at")), "{error}");
-    assert!(matches!(local::connect(&paths, &record, 0).await, Err(HostError::Busy { .. })));
+    assert!(matches!(local::connect(&paths, &mut record, 0).await, Err(HostError::Busy { .. })));
     unmount(&entry).await;
     local::disconnect(&paths, &record).await.unwrap();
 }

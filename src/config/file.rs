@@ -258,6 +258,9 @@ fn value_of(kind: Kind, raw: &RawValue) -> Result<Option<Value>, String> {
         Json::Object(_) => "an object",
     };
     match (kind, json) {
+        (Kind::Text, Json::String(text)) if text.trim().contains(char::is_control) => {
+            Err("must not hold control characters".to_owned())
+        }
         (Kind::Text | Kind::Secret, Json::String(text)) => Ok(Some(Value::Text(text.into()))),
         (Kind::Text | Kind::Secret, _) => {
             Err(format!("must be text in double quotes, not {found}"))

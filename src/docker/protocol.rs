@@ -4,13 +4,17 @@
 //! (Go's decoder), `Opts` that are null or missing, and an *empty body* when dockerd repeats a call
 //! whose connection broke. The last must never pass for a call about a volume without a name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::path::Path;
 
-use serde::{Serialize, Serializer};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::Operation;
+use crate::shown::shown;
 
 /// Of every answer. Docker does not look at it; go-plugins-helpers and Podman send v1.1.
 pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
@@ -142,24 +146,68 @@ impl VolumeRequest {
                         broke: try again"
                 .to_owned());
         }
-        let members: Map<String, Value> = serde_json::from_slice(body)
-            .map_err(|error| format!("the request is not a JSON object: {error}"))?;
-        let name = text(&members, "Name")?;
+        let unusable =
+            |error: &dyn fmt::Display| format!("the request is not a JSON object: {error}");
+        let text = std::str::from_utf8(body).map_err(|error| unusable(&error))?;
+        let members: Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| unusable(&error))?;
+        check_unrepeated(text)?;
+        let name = member_text(&members, "Name")?;
         if name.is_empty() {
             return Err("the request names no volume".to_owned());
         }
         let action = match call {
             VolumeCall::Create => Action::Create(options(&members)?),
             VolumeCall::Remove => Action::Remove,
-            VolumeCall::Mount => Action::Mount(text(&members, "ID")?),
-            VolumeCall::Unmount => Action::Unmount(text(&members, "ID")?),
+            VolumeCall::Mount => Action::Mount(member_text(&members, "ID")?),
+            VolumeCall::Unmount => Action::Unmount(member_text(&members, "ID")?),
             VolumeCall::Path => Action::Path,
             VolumeCall::Get => Action::Get,
-            VolumeCall::Operate(operation) => {
-                Action::Operate(operation, Some(text(&members, "ID")?).filter(|id| !id.is_empty()))
-            }
+            VolumeCall::Operate(operation) => Action::Operate(
+                operation,
+                Some(member_text(&members, "ID")?).filter(|id| !id.is_empty()),
+            ),
         };
         Ok(Self { name, action })
+    }
+}
+
+/// Refuses a name that is there twice, in the request or among its options: of two values nobody
+/// knows which is meant.
+fn check_unrepeated(json: &str) -> Result<(), String> {
+    let Ok(Members(members)) = serde_json::from_str(json) else { return Ok(()) };
+    let mut seen = HashSet::new();
+    for (name, value) in &members {
+        if !seen.insert(name) {
+            return Err(format!("the request says \"{}\" twice", shown(name)));
+        }
+        if name.eq_ignore_ascii_case("Opts") {
+            check_unrepeated(value.get())?;
+        }
+    }
+    Ok(())
+}
+
+/// The members of a JSON object, repetitions included.
+struct Members(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                std::iter::from_fn(|| map.next_entry().transpose())
+                    .collect::<Result<_, _>>()
+                    .map(Members)
+            }
+        }
+        deserializer.deserialize_map(InOrder)
     }
 }
 
@@ -172,7 +220,7 @@ fn member<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a Value> 
     members.get(name).filter(|value| !value.is_null()).or_else(in_any_case)
 }
 
-fn text(members: &Map<String, Value>, name: &str) -> Result<String, String> {
+fn member_text(members: &Map<String, Value>, name: &str) -> Result<String, String> {
     match member(members, name) {
         None => Ok(String::new()),
         Some(Value::String(text)) => Ok(text.clone()),
@@ -194,7 +242,7 @@ fn options(members: &Map<String, Value>) -> Result<BTreeMap<String, String>, Str
             Value::Bool(flag) => flag.to_string(),
             Value::Null => String::new(),
             Value::Array(_) | Value::Object(_) => {
-                return Err(format!("the option {name:?} is neither text nor a number"));
+                return Err(format!("the option \"{}\" is neither text nor a number", shown(name)));
             }
         };
         Ok((name.clone(), text))

@@ -33,6 +33,7 @@ use tracing::Instrument;
 use super::delivery::{Outgoing, Receipt, Watched};
 use super::protocol::{self, Action, Call, VolumeCall, VolumeRequest};
 use super::{Caller, Engine, Failure, Listed, VolumeDriver, peer};
+use crate::shown::shown;
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -151,7 +152,7 @@ impl Server {
     ) -> Response<Body> {
         let path = request.uri().path();
         let Some(call) = Call::from_path(path) else {
-            return refusal(StatusCode::NOT_FOUND, &format!("this plugin has no {path}"));
+            return refusal(StatusCode::NOT_FOUND, &format!("this plugin has no {}", shown(path)));
         };
         if request.method() != Method::POST {
             let mut response =
@@ -207,7 +208,7 @@ impl Server {
         };
         let (caller, _answered) = caller(engine, limit);
         let deadline = caller.deadline;
-        let what = format!("{call:?} of volume {:?}", request.name);
+        let what = format!("{call:?} of volume \"{}\"", shown(&request.name));
         let span = tracing::info_span!("operation", op = ?call, volume = request.name);
         let task = self.clone().run(caller, request);
         let running = self.tasks.spawn(logged(call, task).instrument(span));

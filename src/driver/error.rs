@@ -7,6 +7,7 @@ use crate::docker::Failure;
 use crate::error_chain::Chain;
 use crate::host::HostError;
 use crate::openstack::CloudError;
+use crate::shown::shown;
 
 /// Why an operation did not happen.
 ///
@@ -52,7 +53,7 @@ pub enum DriverError {
     Operation {
         /// `mount`, `create`, …
         action: &'static str,
-        /// The Docker name.
+        /// The Docker name, perhaps shortened: it is not checked yet.
         name: String,
         /// Why.
         #[source]
@@ -71,7 +72,7 @@ pub enum DriverError {
 impl DriverError {
     /// Names the operation and the volume.
     pub fn during(self, action: &'static str, name: &str) -> Self {
-        Self::Operation { action, name: name.to_owned(), source: Box::new(self) }
+        Self::Operation { action, name: shown(name), source: Box::new(self) }
     }
 
     fn is_bad_request(&self) -> bool {

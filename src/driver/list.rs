@@ -50,6 +50,7 @@ impl Driver {
             }
         }
         let mut next = None;
+        let mut seen = HashSet::new();
         loop {
             let page = self.cloud.list_page(next.as_deref()).await?;
             for volume in page.volumes {
@@ -64,6 +65,11 @@ impl Driver {
                 return Ok(());
             }
             next = page.next;
+            if next.as_ref().is_some_and(|next| !seen.insert(next.clone())) {
+                return Err(DriverError::Refused(
+                    "the pages of Cinder's list come to no end".to_owned(),
+                ));
+            }
         }
     }
 

@@ -14,8 +14,10 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::DriverError;
+use crate::host::filesystem::mount;
 use crate::host::filesystem::probe::FsType;
 use crate::openstack::Volume;
+use crate::shown::shown;
 
 /// The Go driver's only mark; new volumes get it too unless `description` is given.
 pub const DESCRIPTION: &str = "Docker volume.";
@@ -73,7 +75,7 @@ impl FormatState {
             DriverError::Refused(format!(
                 "its metadata says {FORMAT}=\"{}\", which this driver does not understand; it is \
                  left alone",
-                text.escape_debug()
+                shown(text)
             ))
         })
     }
@@ -146,7 +148,9 @@ impl MountSettings {
         Ok(Self {
             fs: parse(FS, get(FS), fs_type)?,
             mkfs_opts: get(MKFS_OPTS).map(str::to_owned),
-            mount_opts: get(MOUNT_OPTS).map(str::to_owned),
+            mount_opts: parse(MOUNT_OPTS, get(MOUNT_OPTS), |text| {
+                mount::check_options(text).ok().map(|_| text.to_owned())
+            })?,
             read_only: get(READ_ONLY) == Some("true"),
             partition: parse(PARTITION, get(PARTITION), |text| text.parse().ok())?,
             uid: parse(UID, get(UID), |text| text.parse().ok())?,
@@ -175,7 +179,7 @@ fn parse<T>(
     parse(value).map(Some).ok_or_else(|| {
         DriverError::Refused(format!(
             "its metadata says {key}=\"{}\", which makes no sense; correct it in Cinder",
-            value.escape_debug()
+            shown(value)
         ))
     })
 }

@@ -21,6 +21,7 @@ use crate::openstack::{
     AttachFlow, AttachmentInfo, CloudError, CloudErrorKind, Holder, Reservation, Volume,
     VolumeStatus,
 };
+use crate::shown::shown;
 
 /// First wait between two looks at a volume; it doubles up to [`SLOWEST_POLL`].
 const FASTEST_POLL: Duration = Duration::from_millis(100);
@@ -199,6 +200,7 @@ impl Driver {
         volume: &Volume,
     ) -> Result<Reserved, DriverError> {
         let read_only = metadata::MountSettings::of(volume)?.read_only;
+        bytes_of(volume)?;
         let at = self.place_of(name.as_str());
         let mountpoint = self.shown_mountpoint(&at);
         let mut flow = self.flow_for(volume).await?;
@@ -328,11 +330,12 @@ impl Driver {
             self.cloud.volume(id)
         );
         let (info, volume) = (info?, volume?);
+        let size = bytes_of(&volume)?;
         let mut record = self.host.attacher.plan(&info)?;
         let seen = volume.updated_at.clone();
         self.note_device(id, &record, seen, AttachmentStage::Reserved).await?;
         let (device, seen, told) = tokio::join!(
-            self.host.attacher.connect(&mut record, &info, volume.size * GIB),
+            self.host.attacher.connect(&mut record, &info, size),
             self.stamp(reservation),
             self.tell_connector(&volume, reservation),
         );
@@ -619,12 +622,12 @@ pub(super) fn shown_holder(attachment: &AttachmentInfo) -> String {
         .into_iter()
         .flatten()
         .filter(|text| !text.is_empty())
-        .map(|text| text.escape_debug().to_string())
+        .map(|text| shown(text))
         .collect::<Vec<_>>()
         .join(", ");
     let who = if who.is_empty() { "an unknown host".to_owned() } else { who };
     match &attachment.attached_at {
-        Some(since) => format!("{who} since {} UTC", since.escape_debug()),
+        Some(since) => format!("{who} since {} UTC", shown(since)),
         None => who,
     }
 }
@@ -639,15 +642,32 @@ fn held_elsewhere(volume: Option<&Volume>) -> DriverError {
              gone for good, \"cinder-docker-driver release {}\" takes it away from it",
             volume.id,
             shown_holder(attachment),
-            volume.name
+            sayable_name(volume)
         ),
         None => format!(
             "volume {} is in status {} since {} UTC: another host is attaching or releasing it. If \
              that never ends, \"cinder-docker-driver release {}\" frees it",
             volume.id,
             super::get::status_name(&volume.status),
-            volume.updated_at.as_deref().unwrap_or("unknown"),
-            volume.name
+            shown(volume.updated_at.as_deref().unwrap_or("unknown")),
+            sayable_name(volume)
         ),
     })
+}
+
+/// By what a command can name the volume: Cinder takes names that Docker does not.
+fn sayable_name(volume: &Volume) -> String {
+    if VolumeName::is_valid(&volume.name) { volume.name.clone() } else { volume.id.to_string() }
+}
+
+/// The volume's size in bytes. Without a size there is nothing to know its device by.
+fn bytes_of(volume: &Volume) -> Result<u64, DriverError> {
+    match volume.size.checked_mul(GIB) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err(DriverError::Refused(format!(
+            "Cinder gives volume {} no usable size, so its device could not be told from others: \
+             an administrator must look at it",
+            volume.id
+        ))),
+    }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::DriverError;
+use crate::shown::shown;
 
 /// Cinder's limit, in bytes; a directory name may be no longer either.
 const MAX_LENGTH: usize = 255;
@@ -17,11 +18,10 @@ impl VolumeName {
         if Self::is_valid(name) {
             return Ok(Self(name.to_owned()));
         }
-        let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
-        let more = if name.chars().count() > 40 { "…" } else { "" };
         Err(DriverError::BadRequest(format!(
-            "\"{shown}{more}\" is not a volume name: use letters, digits, '_', '.' and '-', begin \
-             with a letter or digit, and at most {MAX_LENGTH} characters"
+            "\"{}\" is not a volume name: use letters, digits, '_', '.' and '-', begin with a \
+             letter or digit, and at most {MAX_LENGTH} characters",
+            shown(name)
         )))
     }
 

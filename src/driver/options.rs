@@ -6,6 +6,7 @@ use super::DriverError;
 use super::metadata::{self, MountSettings};
 use crate::host::filesystem::probe::FsType;
 use crate::host::filesystem::{format, mount};
+use crate::shown::shown;
 
 /// Everything that options can ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -196,8 +197,7 @@ impl CreateOptions {
             if let Some(other) = seen.insert(row.name, name) {
                 problems.push(format!("options \"{other}\" and \"{name}\" mean the same"));
             } else if let Err(reason) = (row.apply)(&mut options, value) {
-                let shown = value.escape_debug();
-                problems.push(format!("option {name}=\"{shown}\": {reason}"));
+                problems.push(format!("option {name}=\"{}\": {reason}", shown(value)));
             }
         }
         problems.extend(options.contradictions(default_fs));
@@ -245,7 +245,7 @@ impl CreateOptions {
         if let Some(words) = &settings.mkfs_opts
             && let Err(reason) = format::check_options(settings.fs.unwrap_or(default_fs), words)
         {
-            problems.push(format!("option mkfs_opts=\"{}\": {reason}", words.escape_debug()));
+            problems.push(format!("option mkfs_opts=\"{}\": {reason}", shown(words)));
         }
         problems
     }
@@ -256,7 +256,7 @@ fn find(name: &str) -> Option<&'static Row> {
 }
 
 fn unknown(name: &str) -> String {
-    let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
+    let shown = shown(name);
     let nearest = TABLE
         .iter()
         .flat_map(|row| row.aliases.iter().chain([&row.name]))

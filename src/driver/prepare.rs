@@ -15,6 +15,7 @@ use crate::host::filesystem::directory::{self, Ownership, RootContents};
 use crate::host::filesystem::probe::{self, BlankProof, Contents, Filesystem, Partition};
 use crate::host::filesystem::{blocking, format, mount, partition};
 use crate::openstack::Volume;
+use crate::shown::shown;
 
 /// The root of the filesystem, as [`metadata::DIRECTORY`] says it.
 const ROOT: &str = "/";
@@ -140,7 +141,7 @@ impl Driver {
                 return Err(DriverError::Refused(format!(
                     "its metadata says {}=\"{}\", which is no directory name",
                     metadata::DIRECTORY,
-                    other.escape_debug()
+                    shown(other)
                 )));
             }
             None => self.settings.content_directory.clone(),

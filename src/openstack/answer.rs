@@ -293,7 +293,7 @@ impl Fault {
 
 /// The first line, of bearable length: the rest of a schema error quotes the schema and the
 /// request.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     let line = text.trim().lines().next().unwrap_or_default().trim();
     let mut out: String = line.chars().filter(|c| !c.is_control()).take(LONGEST_MESSAGE).collect();
     if line.chars().count() > LONGEST_MESSAGE {

@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{CloudError, CloudErrorKind};
+use crate::shown::shown;
 
 /// Catalog types of Cinder, the best first.
 pub(super) const BLOCK_STORAGE: &[&str] = &["volumev3", "block-storage", "volumev2", "volume"];
 /// Catalog types of Glance.
 pub(super) const IMAGE: &[&str] = &["image"];
+
+/// So many of the services that are there stand in an error.
+const MOST_SHOWN: usize = 5;
 
 /// The endpoints that came with a token.
 #[derive(Debug, Default)]
@@ -109,8 +113,14 @@ impl Catalog {
             let list: Vec<_> = same
                 .iter()
                 .map(|((kind, region), interfaces)| {
-                    format!("{kind} in {region} ({})", interfaces.join(", "))
+                    format!(
+                        "{} in {} ({})",
+                        shown(kind),
+                        shown(region),
+                        shown(&interfaces.join(", "))
+                    )
                 })
+                .take(MOST_SHOWN)
                 .collect();
             return format!("it has {}; check Region", list.join(", "));
         }
@@ -121,6 +131,7 @@ impl Catalog {
         if types.is_empty() {
             return "it is empty: the token may have no project, check TenantID".to_owned();
         }
+        let types: Vec<_> = types.into_iter().map(shown).take(MOST_SHOWN).collect();
         format!("it has only {}", types.join(", "))
     }
 }

@@ -1,6 +1,6 @@
 //! The block storage API: one method for each call that the driver makes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use url::form_urlencoded;
 use uuid::Uuid;
 
-use super::answer::Answer;
+use super::answer::{Answer, one_line};
 use super::http::{Call, Http, Microversion, Patience, Repeat, Service};
 use super::model::{RawVolume, text};
 use super::session::Sessions;
@@ -90,7 +90,8 @@ impl Cloud {
     /// `GET /volumes/ID`.
     pub async fn volume(&self, id: Uuid) -> Result<Volume, CloudError> {
         let what = format!("read volume {id}");
-        self.one_volume(&Call::read(Service::BlockStorage, what, format!("/volumes/{id}"))).await
+        let call = Call::read(Service::BlockStorage, what, format!("/volumes/{id}"));
+        self.one_volume(&call, |volume| volume.id == id).await
     }
 
     /// Every volume of exactly this name, whatever its state: `GET /volumes/detail?name=`, paged
@@ -133,13 +134,26 @@ impl Cloud {
             missing_is_an_answer: false,
             ..Call::effect(Method::POST, what, "/volumes", body, &[200, 202])
         };
-        self.one_volume(&call).await
+        // Cinder shows what it was given; an answer about another volume would pass for ours.
+        self.one_volume(&call, |made| {
+            made.name == volume.name
+                && volume.metadata.iter().all(|(key, value)| made.metadata.get(key) == Some(value))
+        })
+        .await
     }
 
-    async fn one_volume(&self, call: &Call) -> Result<Volume, CloudError> {
+    async fn one_volume(
+        &self,
+        call: &Call,
+        is_meant: impl Fn(&Volume) -> bool,
+    ) -> Result<Volume, CloudError> {
         let answer = self.send(call).await?;
         let raw: OneVolume = answer.json(call)?;
-        raw.volume.usable().ok_or_else(|| answer.unexpected(call, "its volume has no usable id"))
+        match raw.volume.usable() {
+            Some(volume) if is_meant(&volume) => Ok(volume),
+            Some(_) => Err(answer.unexpected(call, "its answer is about another volume")),
+            None => Err(answer.unexpected(call, "its volume has no usable id")),
+        }
     }
 
     /// `DELETE /volumes/ID`. A 404 is [`super::CloudErrorKind::NotFound`].
@@ -237,7 +251,9 @@ impl Cloud {
         let mut messages: Vec<_> = rows
             .iter()
             .filter(|row| row["resource_uuid"] == id.as_str())
-            .filter_map(|row| Some((text(&row["created_at"])?, text(&row["user_message"])?)))
+            .filter_map(|row| {
+                Some((text(&row["created_at"])?, one_line(&text(&row["user_message"])?)))
+            })
             .collect();
         messages.sort_by(|one, other| other.0.cmp(&one.0));
         Ok(messages.into_iter().map(|(_, message)| message).collect())
@@ -309,20 +325,19 @@ struct RawVolumePage {
 /// Watches that a list comes to its end.
 #[derive(Default)]
 struct Pages {
-    last: Option<String>,
-    count: usize,
+    seen: HashSet<String>,
 }
 
 impl Pages {
     fn after(&mut self, what: &str, next: Option<String>) -> Result<Option<String>, CloudError> {
-        self.count += 1;
-        if next.is_some() && (next == self.last || self.count >= MOST_PAGES) {
+        if let Some(next) = &next
+            && (self.seen.len() >= MOST_PAGES || !self.seen.insert(next.clone()))
+        {
             return Err(CloudError::new(
                 CloudErrorKind::Ambiguous,
-                format!("cannot {what}: the pages of the list come to no end"),
+                format!("cannot {what}: the pages of Cinder's list come to no end"),
             ));
         }
-        self.last.clone_from(&next);
         Ok(next)
     }
 }

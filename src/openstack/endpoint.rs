@@ -4,6 +4,7 @@ use url::Url;
 
 use super::http::Microversion;
 use super::{CloudError, CloudErrorKind};
+use crate::shown::shown;
 
 /// Versions of the identity API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,15 +121,20 @@ impl BlockStorageAddress {
             Some("v1") => {
                 return Err(CloudError::new(
                     CloudErrorKind::Catalog,
-                    format!("{written} is version 1 of the block storage API; 2 or 3 is needed"),
+                    format!(
+                        "{} is version 1 of the block storage API; 2 or 3 is needed",
+                        shown(written)
+                    ),
                 ));
             }
             Some(last) if segments.iter().any(|part| part == "v2" || part == "v3") => {
                 return Err(CloudError::new(
                     CloudErrorKind::Catalog,
                     format!(
-                        "the block storage endpoint {written} ends in {last:?}, but the project \
-                         of the token is {project_id:?}"
+                        "the block storage endpoint {} ends in \"{}\", but the project of the \
+                         token is \"{project_id}\"",
+                        shown(written),
+                        shown(last)
                     ),
                 ));
             }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::connection_info::{ConnectionData, ConnectionInfo};
+use crate::shown::shown;
 
 /// A Cinder volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,7 +217,8 @@ impl VolumeStatus {
             "extending" => Self::Extending,
             "error" => Self::Error,
             "error_deleting" => Self::ErrorDeleting,
-            other => Self::Other(other.to_owned()),
+            "" => Self::Other("unknown".to_owned()),
+            other => Self::Other(shown(other)),
         }
     }
 
@@ -248,7 +250,7 @@ impl fmt::Display for VolumeStatus {
 impl AttachmentInfo {
     fn read(row: &Value) -> Option<Self> {
         // Cinder before Havana gave only `id`, which is the volume's own today.
-        let attachment_id = text(&row["attachment_id"])?;
+        let attachment_id = id(&row["attachment_id"])?;
         Some(Self {
             attachment_id,
             server_id: text(&row["server_id"]),
@@ -322,6 +324,17 @@ pub(super) fn text(value: &Value) -> Option<String> {
         Value::Bool(flag) => Some(flag.to_string()),
         _ => None,
     }
+}
+
+/// An id that becomes a part of a path: nothing that could lead elsewhere.
+pub(super) fn id(value: &Value) -> Option<String> {
+    text(value).filter(|id| is_plain(id))
+}
+
+/// Whether a text is a single part of a path as it stands.
+pub(super) fn is_plain(id: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    !id.is_empty() && !id.starts_with('.') && id.bytes().all(plain)
 }
 
 fn number(value: &Value) -> u64 {
@@ -408,7 +421,10 @@ mod tests {
     #[test]
     fn only_an_id_is_needed() {
         let id = "7095a8a7-389c-40e0-bfd7-b8e47a89f176";
-        assert_eq!(read(json!({ "id": id })).unwrap().status, VolumeStatus::Other(String::new()));
+        assert_eq!(
+            read(json!({ "id": id })).unwrap().status,
+            VolumeStatus::Other("unknown".to_owned())
+        );
         for unusable in [json!({}), json!({"id": null}), json!({"id": 7}), json!({"id": "../x"})] {
             assert_eq!(read(unusable.clone()), None, "{unusable}");
         }

@@ -13,8 +13,10 @@ use super::endpoint::{
 };
 use super::http::{Call, Http, Microversion, Service};
 use super::keystone::{Keystone, Token};
+use super::model::is_plain;
 use super::{CloudError, CloudErrorKind};
 use crate::config::CloudSettings;
+use crate::shown::shown;
 
 /// A token and what it opens.
 #[derive(Debug)]
@@ -152,6 +154,15 @@ impl Sessions {
                 "Keystone gave a token without a project: set TenantID or TenantName",
             ));
         };
+        if !is_plain(&project_id) {
+            return Err(CloudError::new(
+                CloudErrorKind::Catalog,
+                format!(
+                    "Keystone gave a token for \"{}\", which is no project id",
+                    shown(&project_id)
+                ),
+            ));
+        }
         let written = match &self.block_storage_override {
             Some(written) => written,
             None => {

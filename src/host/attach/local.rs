@@ -16,9 +16,12 @@ use crate::host::filesystem::block_device::{Access, BlockDevice};
 use crate::host::filesystem::blocking;
 use crate::host::filesystem::mountinfo::{self, DeviceNumber};
 use crate::host::{HostError, Paths};
+use crate::shown::shown;
 
 /// Opening a device whose back end is dead may hang.
 const OPEN_LIMIT: Duration = Duration::from_secs(30);
+/// Longest path of a device that is believed, in bytes: they are short, and errors quote them.
+const PATH_LIMIT: usize = 200;
 /// Writing out what is cached.
 const FLUSH_LIMIT: Duration = Duration::from_secs(40);
 
@@ -27,6 +30,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(40);
 pub struct LocalRecord {
     /// `/dev/loop0`, `/dev/drbd1000`.
     pub device_path: PathBuf,
+    /// It was found fit for use. Until then there is nothing to undo, whatever the path leads to.
+    pub taken: bool,
 }
 
 /// Reads `data.device_path`: a plain absolute path below [`Paths::dev`]. Changes nothing.
@@ -37,21 +42,27 @@ pub fn plan(paths: &Paths, info: &ConnectionInfo) -> Result<LocalRecord, HostErr
     };
     let path = Path::new(text);
     let plain = !text.chars().any(char::is_control)
+        && text.len() <= PATH_LIMIT
         && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
         && path.strip_prefix(&paths.dev).is_ok_and(|rest| rest != Path::new(""));
     if !plain {
         return refuse(format!(
-            "names {text:?} as the device, which is no plain path below {}",
+            "names \"{}\" as the device, which is no plain path below {}",
+            shown(text),
             paths.dev.display()
         ));
     }
-    Ok(LocalRecord { device_path: path.to_owned() })
+    Ok(LocalRecord { device_path: path.to_owned(), taken: false })
 }
 
 /// The device, if it may be used: a block device of at least `size` bytes, not mounted here and in
 /// use by nobody. [`HostError::Refused`] or [`HostError::Busy`] otherwise.
-pub async fn connect(paths: &Paths, record: &LocalRecord, size: u64) -> Result<Device, HostError> {
-    let Some(device) = find(paths, record).await? else {
+pub async fn connect(
+    paths: &Paths,
+    record: &mut LocalRecord,
+    size: u64,
+) -> Result<Device, HostError> {
+    let Some(device) = look(paths, record).await? else {
         return Err(HostError::Refused {
             what: format!(
                 "{} is not there; is the storage service of this host running?",
@@ -76,12 +87,17 @@ pub async fn connect(paths: &Paths, record: &LocalRecord, size: u64) -> Result<D
             ),
         });
     }
+    record.taken = true;
     Ok(device)
 }
 
-/// The device as the kernel has it now; `None` when the node is missing or nothing is behind it (a
-/// loop device that was taken down).
+/// The device as the kernel has it now; `None` when it was refused, when the node is missing or
+/// nothing is behind it (a loop device that was taken down).
 pub async fn find(paths: &Paths, record: &LocalRecord) -> Result<Option<Device>, HostError> {
+    if record.taken { look(paths, record).await } else { Ok(None) }
+}
+
+async fn look(paths: &Paths, record: &LocalRecord) -> Result<Option<Device>, HostError> {
     let Some(path) = resolve(paths, &record.device_path)? else { return Ok(None) };
     let opened = open_limited(&path, |path| {
         let open = BlockDevice::open(path, Access::Shared)?;
@@ -107,7 +123,7 @@ pub async fn find(paths: &Paths, record: &LocalRecord) -> Result<Option<Device>,
 }
 
 /// Writes out what is cached for the device. There is nothing to remove, and a device that is gone
-/// is success; one that is mounted here is [`HostError::Busy`].
+/// is success; one that is mounted here is [`HostError::Busy`]. One that was refused is not touched.
 pub async fn disconnect(paths: &Paths, record: &LocalRecord) -> Result<(), HostError> {
     let Some(device) = find(paths, record).await? else { return Ok(()) };
     not_mounted(paths, &device)?;
@@ -209,10 +225,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_that_is_missing_is_no_device() {
-        let record = LocalRecord { device_path: "/dev/no-such-volume".into() };
+        let mut record = LocalRecord { device_path: "/dev/no-such-volume".into(), taken: false };
         let paths = Paths::default();
+        assert!(matches!(connect(&paths, &mut record, 0).await, Err(HostError::Refused { .. })));
+        record.taken = true;
         assert_eq!(find(&paths, &record).await.unwrap(), None);
-        assert!(matches!(connect(&paths, &record, 0).await, Err(HostError::Refused { .. })));
         disconnect(&paths, &record).await.unwrap();
     }
 
@@ -223,9 +240,11 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", dev.path().join("link")).unwrap();
         fs::write(dev.path().join("file"), "").unwrap();
         for name in ["link", "file"] {
-            let record = LocalRecord { device_path: dev.path().join(name) };
-            let error = find(&paths, &record).await.unwrap_err();
+            let mut record = LocalRecord { device_path: dev.path().join(name), taken: false };
+            let error = connect(&paths, &mut record, 0).await.unwrap_err();
             assert!(matches!(error, HostError::Refused { .. }), "{error}");
+            // What was refused must not keep the volume reserved.
+            disconnect(&paths, &record).await.unwrap();
         }
     }
 }

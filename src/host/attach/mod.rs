@@ -21,6 +21,7 @@ use super::filesystem::mountinfo::DeviceNumber;
 use super::identity::HostIdentity;
 use super::{Exec, HostError, Paths};
 use crate::connection_info::ConnectionInfo;
+use crate::shown::shown;
 
 /// What the host holds, or is about to hold, for one volume: enough to find and undo it after a
 /// crash. Goes into the journal, so there is no secret in it.
@@ -92,8 +93,9 @@ impl Attacher {
             "iscsi" => self.iscsi().plan(info).map(DeviceRecord::Iscsi),
             other => Err(HostError::Unsupported {
                 what: format!(
-                    "the volume's storage is reached by {other:?}, which this driver does not \
-                     have; it has iscsi and local: use a volume type on such a back end"
+                    "the volume's storage is reached by \"{}\", which this driver does not \
+                     have; it has iscsi and local: use a volume type on such a back end",
+                    shown(other)
                 ),
             }),
         }

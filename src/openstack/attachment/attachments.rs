@@ -9,7 +9,7 @@ use super::{AttachmentRow, Connection, same_uuid};
 use crate::connection_info::ConnectionInfo;
 use crate::openstack::cinder::query;
 use crate::openstack::http::{Call, Microversion, Service};
-use crate::openstack::model::text;
+use crate::openstack::model::{self, text};
 use crate::openstack::{Cloud, CloudError, CloudErrorKind};
 
 /// Attachments with os-complete; below, a volume stays `attaching` for ever.
@@ -44,7 +44,7 @@ impl Cloud {
         })?;
         let body: Value = answer.json(&call)?;
         let attachment = &body["attachment"];
-        match text(&attachment["id"]) {
+        match model::id(&attachment["id"]) {
             Some(id) if same_uuid(attachment["volume_id"].as_str(), volume_id) => Ok(id),
             _ => Err(answer.unexpected(&call, "it made no attachment of this volume")),
         }
@@ -148,7 +148,7 @@ impl Cloud {
 impl AttachmentRow {
     fn read(row: &Value) -> Option<Self> {
         Some(Self {
-            id: text(&row["id"])?,
+            id: model::id(&row["id"])?,
             status: text(&row["status"]).unwrap_or_default(),
             instance: text(&row["instance"]),
             // Cinder's own word for "not asked for" is the string.
