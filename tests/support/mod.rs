@@ -17,7 +17,11 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_cinder-docker-driver");
+/// The daemon under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("CINDER_DRIVER_BINARY")
+        .map_or_else(|| env!("CARGO_BIN_EXE_cinder-docker-driver").into(), PathBuf::from)
+}
 
 /// A cloud of its own, gone with the test.
 pub struct Cloud {
@@ -241,7 +245,7 @@ impl Node {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         fs::set_permissions(&path, mode).unwrap();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        let child = Command::new(BINARY)
+        let child = Command::new(binary())
             .arg("--config")
             .arg(&path)
             .arg("--socket")
@@ -365,7 +369,7 @@ impl Node {
 
     /// Journal entries that say something may have to be undone.
     pub fn liabilities(&self) -> Vec<String> {
-        let output = Command::new(BINARY)
+        let output = Command::new(binary())
             .args([
                 "--config".as_ref(),
                 self.config_path().as_os_str(),
@@ -381,7 +385,7 @@ impl Node {
 
     /// Runs the binary with this host's config and socket.
     pub async fn cli(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command.arg("--config").arg(self.config_path()).arg("--socket").arg(&self.socket);
         command.args(args).stdin(Stdio::null());
         // The cloud that it asks may run on this very thread.
