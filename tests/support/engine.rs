@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::support::{BINARY, Cloud};
+use crate::support::{Cloud, binary};
 
 /// Programs come from the distribution's packages before anything that was put beside them.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin";
@@ -189,7 +189,7 @@ impl Machine {
     }
 
     pub async fn start_plugin(&self) {
-        let line = format!("'{BINARY}' --config $DIR/config.json --debug");
+        let line = format!("'{}' --config $DIR/config.json --debug", binary().display());
         self.start(false, "plugin", &line).await;
         self.until(
             "curl -sf --unix-socket /run/docker/plugins/cinder.sock -d '' http://x/Plugin.Activate",
@@ -281,7 +281,11 @@ impl Machine {
 
     /// What the journal says is held here, or to be undone: JSON.
     pub async fn liabilities(&self) -> String {
-        self.sh(&format!("'{BINARY}' --config $DIR/config.json status --json | tr -d ' \\n'")).await
+        self.sh(&format!(
+            "'{}' --config $DIR/config.json status --json | tr -d ' \\n'",
+            binary().display()
+        ))
+        .await
     }
 }
 
