@@ -311,16 +311,17 @@ impl Driver {
         let Some(attachment) = entry.as_ref().and_then(|entry| entry.attachment.as_ref()) else {
             return Err(DriverError::Refused("its reservation is not in the journal".to_owned()));
         };
-        let (info, seen) = tokio::join!(
+        let (info, noted) = tokio::join!(
             self.cloud.connect(reservation, &attachment.connector),
-            self.stamp(reservation)
+            self.note_stamp(reservation)
         );
         let info = info?;
+        noted?;
         let mut record = self.host.attacher.plan(&info)?;
-        self.note_device(id, &record, seen, AttachmentStage::Reserved).await?;
-        let (device, seen, told) = tokio::join!(
+        self.note_device(id, &record, AttachmentStage::Reserved).await?;
+        let (device, noted, told) = tokio::join!(
             self.host.attacher.connect(&mut record, &info, volume.size * GIB),
-            self.stamp(reservation),
+            self.note_stamp(reservation),
             self.tell_connector(volume, reservation),
         );
         if let Err(error) = told {
@@ -329,7 +330,8 @@ impl Driver {
         match device {
             Ok(device) => {
                 // The completion may follow at once.
-                self.note_device(id, &record, seen, AttachmentStage::Completing).await?;
+                self.note_device(id, &record, AttachmentStage::Completing).await?;
+                noted?;
                 Ok((device, record))
             }
             Err(error) => {
@@ -344,7 +346,6 @@ impl Driver {
         &self,
         id: Uuid,
         record: &DeviceRecord,
-        seen: Option<String>,
         stage: AttachmentStage,
     ) -> Result<(), DriverError> {
         let record = record.clone();
@@ -352,7 +353,6 @@ impl Driver {
             .update(id, |entry| {
                 entry.device = Some(record);
                 if let Some(attachment) = &mut entry.attachment {
-                    attachment.updated_at.extend(seen);
                     attachment.stage = stage;
                 }
             })
@@ -445,15 +445,18 @@ impl Driver {
         )))
     }
 
-    /// The volume's `updated_at` as our own call left it: while it stands, the reservation is
-    /// ours. Only the actions flow needs it; a look that fails costs proof, no more.
-    async fn stamp(&self, reservation: &Reservation) -> Option<String> {
-        match reservation.flow {
-            AttachFlow::Attachments => None,
-            AttachFlow::Actions => {
-                self.cloud.volume(reservation.volume_id).await.ok().and_then(|v| v.updated_at)
-            }
+    /// Notes the volume's `updated_at` as our own call left it: while it stands, the reservation is
+    /// ours. At once, for the call beside which it is looked up may take a minute. Only the actions
+    /// flow needs it; a look that fails costs proof, no more.
+    async fn note_stamp(&self, reservation: &Reservation) -> Result<(), DriverError> {
+        if reservation.flow == AttachFlow::Attachments {
+            return Ok(());
         }
+        let Ok(volume) = self.cloud.volume(reservation.volume_id).await else { return Ok(()) };
+        self.update_attachment(reservation.volume_id, |attachment| {
+            attachment.updated_at.extend(volume.updated_at);
+        })
+        .await
     }
 
     /// Actions flow: leaves the connector in the metadata, so that another host can release the
