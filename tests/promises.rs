@@ -328,10 +328,9 @@ async fn promise_4_a_kill_at_any_call_of_a_mount_leaks_nothing() {
                 cloud.fail_once(call, delay);
                 let client = ask(&node.socket, "Mount", &json!({ "Name": name, "ID": "c" }));
                 until_called(&cloud, call).await;
-                if effect {
-                    // Until the effect is there; only the answer is held back.
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                }
+                // Until the effect is there (only the answer is held back), and the journal has
+                // what the look beside the call showed.
+                tokio::time::sleep(Duration::from_millis(300)).await;
                 node.kill();
                 drop(client);
                 cloud.clear_faults();

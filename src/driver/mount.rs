@@ -327,25 +327,24 @@ impl Driver {
         };
         let (info, volume) = tokio::join!(
             self.cloud.connect(reservation, &attachment.connector),
-            self.cloud.volume(id)
+            self.look_again(reservation)
         );
         let (info, volume) = (info?, volume?);
         let size = bytes_of(&volume)?;
         let mut record = self.host.attacher.plan(&info)?;
-        let seen = volume.updated_at.clone();
-        self.note_device(id, &record, seen, AttachmentStage::Reserved).await?;
-        let (device, seen, told) = tokio::join!(
+        self.note_device(id, &record, AttachmentStage::Reserved).await?;
+        let (device, stamped, told) = tokio::join!(
             self.host.attacher.connect(&mut record, &info, size),
-            self.stamp(reservation),
+            self.note_stamp(reservation),
             self.tell_connector(&volume, reservation),
         );
         if let Err(error) = told {
             tracing::warn!(volume = name.as_str(), %error, "the connector is not in the metadata");
         }
         // The completion may follow at once.
-        let noted = match &device {
-            Ok(_) => self.note_device(id, &record, seen, AttachmentStage::Completing).await,
-            Err(_) => Ok(()),
+        let noted = match (&device, stamped) {
+            (Ok(_), Ok(())) => self.note_device(id, &record, AttachmentStage::Completing).await,
+            (_, stamped) => stamped,
         };
         match (device, noted) {
             (Ok(device), Ok(())) => Ok(Connected { device, volume }),
@@ -362,7 +361,6 @@ impl Driver {
         &self,
         id: Uuid,
         record: &DeviceRecord,
-        seen: Option<String>,
         stage: AttachmentStage,
     ) -> Result<(), DriverError> {
         let record = record.clone();
@@ -370,7 +368,6 @@ impl Driver {
             .update(id, |entry| {
                 entry.device = Some(record);
                 if let Some(attachment) = &mut entry.attachment {
-                    attachment.updated_at.extend(seen);
                     attachment.stage = stage;
                 }
             })
@@ -463,14 +460,29 @@ impl Driver {
         )))
     }
 
-    /// The volume's `updated_at` as our own call left it: while it stands, the reservation is
-    /// ours. Only the actions flow needs it; a look that fails costs proof, no more.
-    async fn stamp(&self, reservation: &Reservation) -> Option<String> {
+    /// The volume as it is now that it is reserved; notes the proof of that reservation.
+    async fn look_again(&self, reservation: &Reservation) -> Result<Volume, DriverError> {
+        let volume = self.cloud.volume(reservation.volume_id).await?;
+        if reservation.flow == AttachFlow::Actions {
+            let seen = volume.updated_at.clone();
+            self.update_attachment(reservation.volume_id, |attachment| {
+                attachment.updated_at.extend(seen);
+            })
+            .await?;
+        }
+        Ok(volume)
+    }
+
+    /// Notes the volume's `updated_at` as our own call left it: while it stands, the reservation is
+    /// ours. At once, for the call beside which it is looked up may take a minute. Only the actions
+    /// flow needs it; a look that fails costs proof, no more.
+    async fn note_stamp(&self, reservation: &Reservation) -> Result<(), DriverError> {
         match reservation.flow {
-            AttachFlow::Attachments => None,
-            AttachFlow::Actions => {
-                self.cloud.volume(reservation.volume_id).await.ok().and_then(|v| v.updated_at)
-            }
+            AttachFlow::Attachments => Ok(()),
+            AttachFlow::Actions => match self.look_again(reservation).await {
+                Ok(_) | Err(DriverError::Cloud(_)) => Ok(()),
+                Err(error) => Err(error),
+            },
         }
     }
 
