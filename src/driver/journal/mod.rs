@@ -327,6 +327,7 @@ mod tests {
         let device =
             crate::host::attach::DeviceRecord::Local(crate::host::attach::local::LocalRecord {
                 device_path: "/dev/loop0".into(),
+                taken: true,
             });
         journal.update(id, |entry| entry.device = Some(device)).await.unwrap();
         journal.forget(id).await.unwrap();
