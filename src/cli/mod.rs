@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH};
 use crate::docker::Operation;
 
-pub use check::check;
+pub use check::{Finding, Findings, Level, check, examine};
 pub use operate::operate;
 pub use status::status;
 
