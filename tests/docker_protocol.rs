@@ -84,6 +84,22 @@ fn every_call_is_answered_as_documented() {
 }
 
 #[test]
+fn an_operators_request_is_confirmed_by_an_id_that_is_not_empty() {
+    let plugin = Plugin::start();
+    let mut client = plugin.client();
+    for (body, done, event) in [
+        (r#"{"Name":"v2"}"#, false, r#"Release "v2" None"#),
+        (r#"{"Name":"v2","ID":""}"#, false, r#"Release "v2" None"#),
+        (r#"{"Name":"v2","ID":"abc"}"#, true, r#"Release "v2" Some("abc")"#),
+    ] {
+        let answer = client.call("/Operator.Release", body);
+        assert_eq!((answer.status, answer.json()), (200, json!({ "Done": done })));
+        plugin.expect(event);
+    }
+    assert_eq!(client.call("/Operator.Release", "").status, 400);
+}
+
+#[test]
 fn names_pass_through_byte_for_byte() {
     let plugin = Plugin::start();
     let mut client = plugin.client();

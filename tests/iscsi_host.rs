@@ -5,6 +5,14 @@
 //! elsewhere. To run it on another machine, copy this test's binary and the daemon's there and
 //! name the latter in `CINDER_DRIVER_BINARY`.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, says why it was skipped, and starts programs itself"
+)]
+
 mod support;
 
 use std::fs;
@@ -115,7 +123,7 @@ async fn mount_as_the_go_driver(cloud: &Cloud, node: &Node, name: &str) -> (Stri
     let content = at.join("volume_content");
     fs::create_dir(&content).unwrap();
     fs::write(content.join("kept"), "from the old driver").unwrap();
-    fs::set_permissions(&content, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&content, fs::Permissions::from_mode(0o000)).unwrap();
     let attach = json!({ "instance_uuid": HOST_UUID, "mountpoint": device, "mode": "rw" });
     cloud.cinder("POST", &action, json!({ "os-attach": attach })).await;
     assert_eq!(cloud.status(name).await, "in-use");

@@ -32,7 +32,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 pub use error::DriverError;
@@ -52,9 +52,14 @@ use locks::Locks;
 use metadata::fs_type;
 use plan::MountState;
 
-/// How long a volume stays mounted that nobody uses: a late success that nobody collected, or
-/// what a container's mount namespace held until now.
+/// How long a volume stays mounted that nobody uses: a late success that nobody collected.
 const IDLE_GRACE: Duration = Duration::from_secs(60);
+/// How often a process is looked at again whose mounts cannot be read, …
+const LOOKS_AT_UNREAD: usize = 5;
+/// … and the wait before each look.
+const ENDING_TIME: Duration = Duration::from_millis(20);
+/// First wait before something that failed is tried again.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
 
 /// The driver of this host.
 #[derive(Debug)]
@@ -66,7 +71,7 @@ pub struct Driver {
     journal: Journal,
     volumes: Locks<Uuid>,
     creating: Locks<String>,
-    /// When a mount lost its last user.
+    /// When to let go of a mount that has no users.
     idle: Mutex<HashMap<Uuid, Instant>>,
     /// Wakes the background work that finishes what operations left.
     work: Notify,
@@ -120,11 +125,12 @@ impl Driver {
         &self.journal
     }
 
-    /// The mount that a record speaks of, if the kernel still has it: same path, same device.
-    fn kernel_mount(
-        &self,
-        record: &MountRecord,
-    ) -> Result<Option<mountinfo::MountEntry>, DriverError> {
+    /// The mount that an entry speaks of, if the kernel still has it: same boot (device numbers
+    /// are handed out anew in each), same path, same device.
+    fn kernel_mount(&self, entry: &Entry) -> Result<Option<mountinfo::MountEntry>, DriverError> {
+        let Some(record) = entry.mount.as_ref().filter(|_| self.is_of_this_boot(entry)) else {
+            return Ok(None);
+        };
         let found = mountinfo::at(&self.host.paths, &record.at).map_err(|source| {
             HostError::io("read", self.host.paths.proc.join("self/mountinfo"), source)
         })?;
@@ -135,10 +141,12 @@ impl Driver {
 
     /// Whether the volume is mounted here, by the kernel's word. Touches no device.
     fn is_mounted(&self, entry: &Entry) -> Result<bool, DriverError> {
-        match &entry.mount {
-            Some(record) => Ok(self.kernel_mount(record)?.is_some()),
-            None => Ok(false),
-        }
+        Ok(self.kernel_mount(entry)?.is_some())
+    }
+
+    /// Whether what an entry says of this host's kernel can still be true.
+    fn is_of_this_boot(&self, entry: &Entry) -> bool {
+        entry.boot_id == self.host.boot_id
     }
 
     /// The directory that containers get, of a volume that is mounted here.
@@ -152,7 +160,7 @@ impl Driver {
 
     async fn mount_state(&self, entry: &Entry) -> Result<MountState, DriverError> {
         let Some(record) = &entry.mount else { return Ok(MountState::None) };
-        let Some(mounted) = self.kernel_mount(record)? else { return Ok(MountState::Gone) };
+        let Some(mounted) = self.kernel_mount(entry)? else { return Ok(MountState::Gone) };
         let device = match &entry.device {
             Some(device) => self.host.attacher.find(device).await?,
             None => None,
@@ -167,6 +175,18 @@ impl Driver {
 
     /// Other mount namespaces that hold the volume's filesystem.
     async fn holders(&self, record: &MountRecord) -> Vec<MountHolder> {
+        let mut found = self.look_for_holders(record).await;
+        for _ in 0..LOOKS_AT_UNREAD {
+            if found.is_empty() || !found.iter().all(references::is_unread) {
+                break;
+            }
+            sleep(ENDING_TIME).await;
+            found = references::still_there(&found, self.look_for_holders(record).await);
+        }
+        found
+    }
+
+    async fn look_for_holders(&self, record: &MountRecord) -> Vec<MountHolder> {
         let (paths, device, at) = (self.host.paths.clone(), record.device, record.at.clone());
         let found =
             tokio::task::spawn_blocking(move || process::mount_holders(&paths, device, &at));
@@ -187,10 +207,11 @@ impl Driver {
         text.chars().take(255).collect()
     }
 
+    /// Whether nobody uses a mount any more: then it is let go of after a while.
     fn set_idle(&self, id: Uuid, idle: bool) {
         let mut map = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle {
-            map.entry(id).or_insert_with(Instant::now);
+            map.entry(id).or_insert_with(|| Instant::now() + IDLE_GRACE);
         } else {
             map.remove(&id);
         }
@@ -198,13 +219,17 @@ impl Driver {
         self.work.notify_one();
     }
 
-    fn set_idle_quietly(&self, id: Uuid) {
-        let mut map = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        map.entry(id).or_insert_with(Instant::now);
+    /// Nobody uses a mount, and letting go of it did not work: it is tried again soon.
+    fn let_go_again(&self, id: Uuid) {
+        let due = Instant::now() + FIRST_RETRY;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).insert(id, due);
+        self.work.notify_one();
     }
 
-    fn idle_since(&self, id: Uuid) -> Option<Instant> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    /// When to let go of a mount without users.
+    fn idle_until(&self, id: Uuid) -> Instant {
+        let mut map = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        *map.entry(id).or_insert_with(|| Instant::now() + IDLE_GRACE)
     }
 
     fn default_fs(&self) -> crate::host::filesystem::probe::FsType {

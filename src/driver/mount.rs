@@ -1,6 +1,6 @@
 //! Mount: the volume is attached, checked, mounted and counted, or everything is as it was.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +14,9 @@ use super::{Driver, DriverError, VolumeName, metadata, references};
 use crate::config::AttachFlowSetting;
 use crate::docker::Caller;
 use crate::error_chain::Chain;
+use crate::host::HostError;
 use crate::host::attach::{Device, DeviceRecord};
-use crate::host::filesystem::{grow, mount};
+use crate::host::filesystem::{blocking, grow, mount};
 use crate::openstack::{
     AttachFlow, AttachmentInfo, CloudError, CloudErrorKind, Holder, Reservation, Volume,
     VolumeStatus,
@@ -28,6 +29,8 @@ const FASTEST_POLL: Duration = Duration::from_millis(100);
 const SLOWEST_POLL: Duration = Duration::from_secs(1);
 /// How long Cinder may take to make a volume ready, the caller long gone.
 const SETTLING_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// A mount that cannot be opened within this time is dead.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How often one Mount begins anew because somebody else was faster at the reserve.
 const ROUNDS: usize = 200;
 /// Bytes of a GiB.
@@ -100,10 +103,13 @@ impl Driver {
             match steps.first() {
                 Some(Step::Use) => return Ok(entry),
                 Some(Step::Reserve) => {
-                    if let Some(found) = &volume
-                        && let Some(entry) = self.attach(name, found).await?
-                    {
-                        return Ok(entry);
+                    let Some(found) = &volume else { continue };
+                    match self.attach(name, found).await? {
+                        Attached::Here(entry) => return Ok(entry),
+                        // It may stay so, whatever state Cinder shows.
+                        Attached::Taken(error) => {
+                            waits.for_release().await.map_err(|()| error)?;
+                        }
                     }
                 }
                 Some(Step::WaitUntilSettled) => waits.for_settling(name).await?,
@@ -132,10 +138,13 @@ impl Driver {
     ) -> Result<Observed, DriverError> {
         let mut observed = self.observe_here(entry).await?;
         observed.cloud = volume.map(cloud_state);
-        if let Some(record) = &entry.mount
-            && observed.mount == MountState::Broken
-        {
-            observed.used = !self.holders(record).await.is_empty();
+        if let Some(record) = &entry.mount {
+            if observed.mount == MountState::Healthy && !answers(&record.at).await {
+                observed.mount = MountState::Broken;
+            }
+            if observed.mount == MountState::Broken {
+                observed.used = !self.holders(record).await.is_empty();
+            }
         }
         Ok(observed)
     }
@@ -156,15 +165,14 @@ impl Driver {
         outcome.cloud_error.map_or(Ok(()), Err)
     }
 
-    /// Attaches and mounts an available volume. `None`: somebody else was faster.
-    async fn attach(
-        &self,
-        name: &VolumeName,
-        volume: &Volume,
-    ) -> Result<Option<Arc<Entry>>, DriverError> {
-        let Some(reservation) = self.reserve(name, volume).await? else { return Ok(None) };
+    /// Attaches and mounts an available volume.
+    async fn attach(&self, name: &VolumeName, volume: &Volume) -> Result<Attached, DriverError> {
+        let reservation = match self.reserve(name, volume).await? {
+            Reserved::Ours(reservation) => reservation,
+            Reserved::Taken(error) => return Ok(Attached::Taken(error)),
+        };
         match Box::pin(self.attach_reserved(name, volume, &reservation)).await {
-            Ok(entry) => Ok(Some(entry)),
+            Ok(entry) => Ok(Attached::Here(entry)),
             Err(cause) => {
                 let text = Chain(&cause).to_string();
                 self.journal
@@ -185,12 +193,12 @@ impl Driver {
         }
     }
 
-    /// Takes the volume in Cinder. `None`: its state has changed since we looked.
+    /// Takes the volume in Cinder.
     pub(super) async fn reserve(
         &self,
         name: &VolumeName,
         volume: &Volume,
-    ) -> Result<Option<Reservation>, DriverError> {
+    ) -> Result<Reserved, DriverError> {
         let read_only = metadata::MountSettings::of(volume)?.read_only;
         bytes_of(volume)?;
         let at = self.place_of(name.as_str());
@@ -226,7 +234,7 @@ impl Driver {
                             attachment.attachment_id = id;
                         })
                         .await;
-                    let Err(error) = noted else { return Ok(Some(reservation)) };
+                    let Err(error) = noted else { return Ok(Reserved::Ours(reservation)) };
                     // Nobody would remember it after a crash: give it back while we know.
                     self.cloud.unreserve(&reservation, None).await?;
                     self.journal.update_regardless(volume.id, |e| e.attachment = None).await?;
@@ -239,7 +247,7 @@ impl Driver {
                         CloudErrorKind::NeedsInstanceUuid if !volume.multiattach => {
                             flow = AttachFlow::Actions;
                         }
-                        CloudErrorKind::InvalidState => return Ok(None),
+                        CloudErrorKind::InvalidState => return Ok(Reserved::Taken(error.into())),
                         _ => return Err(error.into()),
                     }
                 }
@@ -266,16 +274,16 @@ impl Driver {
         reservation: &Reservation,
     ) -> Result<Arc<Entry>, DriverError> {
         let id = volume.id;
-        let (device, _) = self.connect_reserved(name, volume, reservation).await?;
+        let Connected { device, volume } = self.connect_reserved(name, volume, reservation).await?;
         let holder = Holder {
             instance_uuid: self.host.identity.uuid,
             mountpoint: self.shown_mountpoint(&self.place_of(name.as_str())),
-            read_only: metadata::MountSettings::of(volume)?.read_only,
+            read_only: metadata::MountSettings::of(&volume)?.read_only,
         };
         // Cinder's completion needs nothing of the host, nor the host of it.
         let (completed, mounted) = tokio::join!(
             self.cloud.complete(reservation, &holder),
-            Box::pin(self.mount_device(name, volume, &device)),
+            Box::pin(self.mount_device(name, &volume, &device)),
         );
         if let Ok(attachment_id) = &completed {
             let attachment_id = attachment_id.clone();
@@ -299,12 +307,16 @@ impl Driver {
     }
 
     /// Exports a reserved volume to this host and connects its device.
+    ///
+    /// What was known of the volume before the reserve decides nothing any more: until then another
+    /// container or host may have formatted, extended or filled it. It is read again, beside the
+    /// export, and from then on nobody else changes it.
     pub(super) async fn connect_reserved(
         &self,
         name: &VolumeName,
         volume: &Volume,
         reservation: &Reservation,
-    ) -> Result<(Device, DeviceRecord), DriverError> {
+    ) -> Result<Connected, DriverError> {
         let id = volume.id;
         if volume.multiattach {
             self.check_alone(volume, reservation).await?;
@@ -313,32 +325,34 @@ impl Driver {
         let Some(attachment) = entry.as_ref().and_then(|entry| entry.attachment.as_ref()) else {
             return Err(DriverError::Refused("its reservation is not in the journal".to_owned()));
         };
-        let (info, seen) = tokio::join!(
+        let (info, volume) = tokio::join!(
             self.cloud.connect(reservation, &attachment.connector),
-            self.stamp(reservation)
+            self.look_again(reservation)
         );
-        let info = info?;
-        let size = bytes_of(volume)?;
+        let (info, volume) = (info?, volume?);
+        let size = bytes_of(&volume)?;
         let mut record = self.host.attacher.plan(&info)?;
-        self.note_device(id, &record, seen, AttachmentStage::Reserved).await?;
-        let (device, seen, told) = tokio::join!(
+        self.note_device(id, &record, AttachmentStage::Reserved).await?;
+        let (device, stamped, told) = tokio::join!(
             self.host.attacher.connect(&mut record, &info, size),
-            self.stamp(reservation),
-            self.tell_connector(volume, reservation),
+            self.note_stamp(reservation),
+            self.tell_connector(&volume, reservation),
         );
         if let Err(error) = told {
             tracing::warn!(volume = name.as_str(), %error, "the connector is not in the metadata");
         }
-        match device {
-            Ok(device) => {
-                // The completion may follow at once.
-                self.note_device(id, &record, seen, AttachmentStage::Completing).await?;
-                Ok((device, record))
-            }
-            Err(error) => {
+        // The completion may follow at once.
+        let noted = match (&device, stamped) {
+            (Ok(_), Ok(())) => self.note_device(id, &record, AttachmentStage::Completing).await,
+            (_, stamped) => stamped,
+        };
+        match (device, noted) {
+            (Ok(device), Ok(())) => Ok(Connected { device, volume }),
+            (device, noted) => {
                 // What connecting has told so far is needed to undo it.
                 self.journal.update_regardless(id, |entry| entry.device = Some(record)).await?;
-                Err(error.into())
+                noted?;
+                device.map(|device| Connected { device, volume }).map_err(DriverError::from)
             }
         }
     }
@@ -347,7 +361,6 @@ impl Driver {
         &self,
         id: Uuid,
         record: &DeviceRecord,
-        seen: Option<String>,
         stage: AttachmentStage,
     ) -> Result<(), DriverError> {
         let record = record.clone();
@@ -355,7 +368,6 @@ impl Driver {
             .update(id, |entry| {
                 entry.device = Some(record);
                 if let Some(attachment) = &mut entry.attachment {
-                    attachment.updated_at.extend(seen);
                     attachment.stage = stage;
                 }
             })
@@ -413,7 +425,7 @@ impl Driver {
     /// Nothing may be mounted there already: it would be hidden, or taken for the volume.
     fn check_unmounted(&self, record: &MountRecord, id: Uuid) -> Result<(), DriverError> {
         let found = crate::host::filesystem::mountinfo::at(&self.host.paths, &record.at)
-            .map_err(|source| crate::host::HostError::io("read", "/proc/self/mountinfo", source))?;
+            .map_err(|source| HostError::io("read", "/proc/self/mountinfo", source))?;
         match found {
             None => Ok(()),
             Some(entry) => Err(DriverError::Refused(format!(
@@ -448,14 +460,29 @@ impl Driver {
         )))
     }
 
-    /// The volume's `updated_at` as our own call left it: while it stands, the reservation is
-    /// ours. Only the actions flow needs it; a look that fails costs proof, no more.
-    async fn stamp(&self, reservation: &Reservation) -> Option<String> {
+    /// The volume as it is now that it is reserved; notes the proof of that reservation.
+    async fn look_again(&self, reservation: &Reservation) -> Result<Volume, DriverError> {
+        let volume = self.cloud.volume(reservation.volume_id).await?;
+        if reservation.flow == AttachFlow::Actions {
+            let seen = volume.updated_at.clone();
+            self.update_attachment(reservation.volume_id, |attachment| {
+                attachment.updated_at.extend(seen);
+            })
+            .await?;
+        }
+        Ok(volume)
+    }
+
+    /// Notes the volume's `updated_at` as our own call left it: while it stands, the reservation is
+    /// ours. At once, for the call beside which it is looked up may take a minute. Only the actions
+    /// flow needs it; a look that fails costs proof, no more.
+    async fn note_stamp(&self, reservation: &Reservation) -> Result<(), DriverError> {
         match reservation.flow {
-            AttachFlow::Attachments => None,
-            AttachFlow::Actions => {
-                self.cloud.volume(reservation.volume_id).await.ok().and_then(|v| v.updated_at)
-            }
+            AttachFlow::Attachments => Ok(()),
+            AttachFlow::Actions => match self.look_again(reservation).await {
+                Ok(_) | Err(DriverError::Cloud(_)) => Ok(()),
+                Err(error) => Err(error),
+            },
         }
     }
 
@@ -503,6 +530,32 @@ impl Driver {
     }
 }
 
+/// How a reserve ended.
+#[derive(Debug)]
+pub(super) enum Reserved {
+    /// Cinder answered success.
+    Ours(Reservation),
+    /// The volume's state does not allow it: somebody else was faster. Cinder's words.
+    Taken(DriverError),
+}
+
+/// A reserved volume whose device is there.
+#[derive(Debug)]
+pub(super) struct Connected {
+    /// The device.
+    pub device: Device,
+    /// What Cinder said of the volume once it was reserved.
+    pub volume: Volume,
+}
+
+/// How attaching ended that did not fail.
+enum Attached {
+    /// Mounted.
+    Here(Arc<Entry>),
+    /// As [`Reserved::Taken`]; nothing was changed.
+    Taken(DriverError),
+}
+
 /// How long one Mount may wait for what.
 struct Waits {
     pause: Duration,
@@ -542,6 +595,13 @@ impl Waits {
         sleep(self.pause).await;
         self.pause = (self.pause * 2).min(SLOWEST_POLL);
     }
+}
+
+/// Whether a mount can be opened: an XFS that shut itself down shows it in nothing else.
+async fn answers(at: &Path) -> bool {
+    let at = at.to_owned();
+    let open = move || std::fs::read_dir(&at).map_err(|e| HostError::io("open", &at, e));
+    blocking("opening the mount", ANSWER_LIMIT, open).await.is_ok()
 }
 
 fn cloud_state(volume: &Volume) -> CloudState {

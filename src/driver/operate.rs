@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::metadata::{self, FormatState, MountSettings};
+use super::mount::{Connected, Reserved};
 use super::release::{DOUBTFUL_FOR, unchanged_for};
 use super::{Driver, DriverError, VolumeName};
 use crate::docker::{Caller, Operation};
 use crate::error_chain::Chain;
-use crate::host::attach::Device;
 use crate::host::filesystem::probe::{self, BlankProof, Contents};
 use crate::openstack::{AttachFlow, Reservation, Volume, VolumeStatus};
 
@@ -59,17 +59,15 @@ impl Driver {
         let answer = match operation {
             Operation::Release => self.release_by_hand(&volume, confirmed).await?,
             Operation::Format => {
-                Box::pin(
-                    self.with_device(&name, &volume, |d| {
-                        self.format_by_hand(&volume, d, confirmed)
-                    }),
-                )
+                Box::pin(self.with_device(&name, &volume, |connected| {
+                    self.format_by_hand(connected, confirmed)
+                }))
                 .await?
             }
             Operation::AcceptUuid => {
-                Box::pin(
-                    self.with_device(&name, &volume, |d| self.accept_uuid(&volume, d, confirmed)),
-                )
+                Box::pin(self.with_device(&name, &volume, |connected| {
+                    self.accept_uuid(connected, confirmed)
+                }))
                 .await?
             }
         };
@@ -173,7 +171,7 @@ impl Driver {
         &self,
         name: &VolumeName,
         volume: &Volume,
-        work: impl FnOnce(Device) -> F,
+        work: impl FnOnce(Connected) -> F,
     ) -> Result<Answer, DriverError>
     where
         F: Future<Output = Result<Answer, DriverError>>,
@@ -189,9 +187,12 @@ impl Driver {
         if volume.status != VolumeStatus::Available || held_here {
             return Err(not_free());
         }
-        let Some(reservation) = self.reserve(name, volume).await? else { return Err(not_free()) };
+        let reservation = match self.reserve(name, volume).await? {
+            Reserved::Ours(reservation) => reservation,
+            Reserved::Taken(error) => return Err(error),
+        };
         let answer = match self.connect_reserved(name, volume, &reservation).await {
-            Ok((device, _)) => work(device).await,
+            Ok(connected) => work(connected).await,
             Err(error) => Err(error),
         };
         let outcome = self.let_go(volume.id, true).await;
@@ -204,22 +205,21 @@ impl Driver {
 
     async fn format_by_hand(
         &self,
-        volume: &Volume,
-        device: Device,
+        Connected { device, volume }: Connected,
         confirmed: bool,
     ) -> Result<Answer, DriverError> {
         let found = match probe::probe(&device).await {
             Ok(contents) => shown(&contents),
             Err(error) => format!("something that cannot be read ({})", Chain(&error)),
         };
-        let settings = MountSettings::of(volume)?;
+        let settings = MountSettings::of(&volume)?;
         let fs = settings.fs.unwrap_or_else(|| self.default_fs());
         let says = vec![
             format!("volume {} ({} GiB) holds {found}", volume.id, volume.size),
             format!("all of it is erased, and an empty {fs} filesystem is made"),
         ];
         if confirmed {
-            self.format(volume, &settings, device, BlankProof::OursDirty).await?;
+            self.format(&volume, &settings, device, BlankProof::OursDirty).await?;
             let id = volume.id;
             self.journal.update_regardless(id, |entry| entry.formatting = None).await?;
         }
@@ -228,8 +228,7 @@ impl Driver {
 
     async fn accept_uuid(
         &self,
-        volume: &Volume,
-        device: Device,
+        Connected { device, volume }: Connected,
         confirmed: bool,
     ) -> Result<Answer, DriverError> {
         let contents = probe::probe(&device).await?;
@@ -239,7 +238,7 @@ impl Driver {
                 shown(&contents)
             )));
         };
-        let recorded = FormatState::of(volume)?
+        let recorded = FormatState::of(&volume)?
             .map_or_else(|| "nothing".to_owned(), |state| state.to_string());
         let says = vec![format!(
             "volume {} holds an {} filesystem with UUID {}; its metadata says {recorded} and is set \

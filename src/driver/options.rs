@@ -351,6 +351,9 @@ fn pairs(metadata: &mut BTreeMap<String, String>, value: &str) -> Result<(), Str
                 metadata::PREFIX
             ));
         }
+        if metadata.contains_key(&key) {
+            return Err(format!("key \"{key}\" is given twice"));
+        }
         metadata.insert(key, value);
     }
     Ok(())

@@ -10,12 +10,10 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::journal::Entry;
-use super::{Driver, DriverError, IDLE_GRACE};
+use super::{Driver, DriverError, FIRST_RETRY};
 use crate::error_chain::Chain;
 
-/// First wait before something that failed is tried again; it doubles up to [`LAST_RETRY`].
-const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// Longest wait before something that failed is tried again.
+/// Longest wait before something that failed is tried again; it doubles from [`FIRST_RETRY`].
 const LAST_RETRY: Duration = Duration::from_secs(300);
 /// Wait before a volume is looked at again whose lock an operation has.
 const BUSY_RETRY: Duration = Duration::from_secs(2);
@@ -80,7 +78,7 @@ impl Driver {
         if !entry.has_liabilities() {
             return None;
         }
-        let this_boot = entry.boot_id == self.host.boot_id;
+        let this_boot = self.is_of_this_boot(entry);
         if this_boot && entry.users() > 0 {
             return None;
         }
@@ -89,12 +87,7 @@ impl Driver {
         }
         // Complete and unused: the caller may come again. Anything else is a remainder.
         if this_boot && entry.is_complete() {
-            return Some(
-                self.idle_since(entry.volume_id).unwrap_or_else(|| {
-                    self.set_idle_quietly(entry.volume_id);
-                    now
-                }) + IDLE_GRACE,
-            );
+            return Some(self.idle_until(entry.volume_id));
         }
         Some(now)
     }

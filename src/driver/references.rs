@@ -5,6 +5,7 @@
 
 use super::journal::Reference;
 use crate::docker::Engine;
+use crate::host::process::MountHolder;
 
 /// Counts one more for this id.
 pub fn add(references: &mut Vec<Reference>, id: &str, engine: Option<Engine>) {
@@ -37,9 +38,32 @@ pub fn drop_orphans(references: &mut Vec<Reference>, lives: impl Fn(Engine) -> b
     references.retain(|r| r.engine.is_none_or(&lives));
 }
 
+/// A process whose mounts could not be read. It counts as a holder; but while a process ends,
+/// nobody can read it.
+pub fn is_unread(holder: &MountHolder) -> bool {
+    holder.mount_point.is_empty()
+}
+
+/// The holders of a second look: of those that cannot be read, only who was there before.
+pub fn still_there(before: &[MountHolder], mut now: Vec<MountHolder>) -> Vec<MountHolder> {
+    now.retain(|holder| !is_unread(holder) || before.iter().any(|old| old.pid == holder.pid));
+    now
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_cannot_be_read_counts_only_if_it_is_there_at_the_next_look() {
+        let holder =
+            |pid, at: &str| MountHolder { pid, command: "sh".into(), mount_point: at.into() };
+        let before = [holder(1, ""), holder(2, "")];
+        let pids = |now| still_there(&before, now).iter().map(|one| one.pid).collect::<Vec<_>>();
+        assert_eq!(pids(vec![holder(2, ""), holder(3, "")]), [2]);
+        assert_eq!(pids(vec![holder(3, "/data")]), [3]);
+        assert_eq!(pids(Vec::new()), [0; 0]);
+    }
 
     const OLD: Option<Engine> = Some(Engine { pid: 1, start_time: 10 });
     const NEW: Option<Engine> = Some(Engine { pid: 2, start_time: 20 });

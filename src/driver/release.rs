@@ -11,6 +11,7 @@ use super::journal::{AttachmentRecord, AttachmentStage, Entry};
 use super::plan::{Goal, MountState, Observed, Step, plan};
 use super::{Driver, DriverError};
 use crate::error_chain::Chain;
+use crate::host::attach::DeviceRecord;
 use crate::host::filesystem::mount;
 use crate::host::process::MountHolder;
 use crate::openstack::{AttachFlow, Reservation, Volume, VolumeStatus};
@@ -84,7 +85,7 @@ impl Driver {
             }
             (Step::LookForHolders, Some(record), ..) => {
                 // A namespace may have copied the mount since we looked.
-                outcome.held = if entry.boot_id == self.host.boot_id {
+                outcome.held = if self.is_of_this_boot(entry) {
                     self.holders(record).await
                 } else {
                     Vec::new()
@@ -94,7 +95,11 @@ impl Driver {
                 }
             }
             (Step::RemoveDevice, _, Some(device), _) => {
-                self.host.attacher.disconnect(device).await?;
+                // A path says nothing after a boot: another device may be behind it, in use. Of
+                // iSCSI the node record is left, and what is below a session proves itself.
+                if self.is_of_this_boot(entry) || !matches!(device, DeviceRecord::Local(_)) {
+                    self.host.attacher.disconnect(device).await?;
+                }
                 self.journal.update_regardless(id, |entry| entry.device = None).await?;
             }
             (Step::GiveBack, .., Some(attachment)) => {

@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use super::journal::Facts;
+use super::journal::{Entry, Facts};
 use super::{Driver, DriverError, VolumeName, metadata};
 use crate::openstack::{Volume, VolumeStatus};
 
@@ -69,7 +69,8 @@ impl Driver {
         self.find(name).await
     }
 
-    /// Remembers that this host answered for a volume by this name.
+    /// Remembers that this host answered for a volume by this name, which no other volume has then.
+    /// A disk that refuses does not make the answer wrong.
     pub(super) async fn remember(
         &self,
         name: &VolumeName,
@@ -77,9 +78,30 @@ impl Driver {
     ) -> Result<(), DriverError> {
         let facts = Facts::of(volume, metadata::is_ours(volume));
         self.journal
-            .update(volume.id, |entry| {
+            .update_regardless(volume.id, |entry| {
                 entry.names.insert(name.to_string());
                 entry.facts = Some(facts);
+            })
+            .await?;
+        for entry in self.journal.all() {
+            if entry.volume_id != volume.id && entry.names.contains(name.as_str()) {
+                self.take_name(&entry, name.as_str()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A volume does not answer to a name any more; what is held here still does.
+    async fn take_name(&self, entry: &Entry, name: &str) -> Result<(), DriverError> {
+        if entry.has_liabilities() {
+            return Ok(());
+        }
+        if entry.names.len() == 1 {
+            return Ok(self.journal.forget(entry.volume_id).await?);
+        }
+        self.journal
+            .update_regardless(entry.volume_id, |entry| {
+                entry.names.remove(name);
             })
             .await?;
         Ok(())
@@ -87,18 +109,9 @@ impl Driver {
 
     /// The name is proven gone from Cinder: forget it, and the volume if nothing is held for it.
     pub(super) async fn forget_name(&self, name: &str) -> Result<(), DriverError> {
-        while let Some(entry) = self.journal.by_name(name) {
-            if entry.has_liabilities() {
-                break;
-            }
-            if entry.names.len() == 1 {
-                self.journal.forget(entry.volume_id).await?;
-            } else {
-                self.journal
-                    .update(entry.volume_id, |entry| {
-                        entry.names.remove(name);
-                    })
-                    .await?;
+        for entry in self.journal.all() {
+            if entry.names.contains(name) {
+                self.take_name(&entry, name).await?;
             }
         }
         Ok(())

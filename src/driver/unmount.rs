@@ -43,7 +43,7 @@ impl Driver {
             Err(error) => {
                 let text = Chain(&error).to_string();
                 self.journal.update_regardless(id, |entry| entry.last_error = Some(text)).await?;
-                self.set_idle(id, true);
+                self.let_go_again(id);
                 return Err(error);
             }
         };
@@ -54,7 +54,7 @@ impl Driver {
             );
         }
         if !outcome.held.is_empty() || outcome.cloud_error.is_some() {
-            self.set_idle(id, true);
+            self.let_go_again(id);
         }
         outcome.sync_error.map_or(Ok(()), Err)
     }
@@ -66,7 +66,7 @@ impl Driver {
         entry: &Arc<Entry>,
     ) -> Result<Arc<Entry>, DriverError> {
         let id = entry.volume_id;
-        if entry.boot_id != self.host.boot_id && !entry.references.is_empty() {
+        if !self.is_of_this_boot(entry) && !entry.references.is_empty() {
             return Ok(self.journal.update_regardless(id, |e| e.references.clear()).await?);
         }
         let orphans = references::any_orphans(&entry.references, |engine| self.lives(engine));

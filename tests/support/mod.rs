@@ -2,6 +2,12 @@
 //! mountpoint and identity, against an embedded cloud in the test's process.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and starts programs itself"
+)]
 
 use std::fs;
 use std::os::unix::net::UnixStream as StdUnixStream;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cinder_docker_driver::docker::server::{Limits, serve};
 use cinder_docker_driver::docker::{
-    Caller, Engine, Failure, Listed, VolumeDriver, VolumeInfo, socket,
+    Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo, socket,
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Barrier, Semaphore, mpsc, oneshot};
 
@@ -125,6 +125,18 @@ impl VolumeDriver for Toy {
             created_at: (name == "mounted").then(|| "2026-11-22T05:00:00Z".to_owned()),
             status: status.as_object().unwrap().clone(),
         })
+    }
+
+    async fn operate(
+        &self,
+        _: &Caller,
+        operation: Operation,
+        name: &str,
+        confirmed: Option<&str>,
+    ) -> Result<Map<String, Value>, Failure> {
+        self.say(format!("{operation:?} {name:?} {confirmed:?}"));
+        self.behave(name).await?;
+        Ok(Map::from_iter([("Done".to_owned(), json!(confirmed.is_some()))]))
     }
 
     async fn list(

@@ -181,9 +181,13 @@ impl Journal {
         Ok(entry)
     }
 
-    /// Forgets a volume: it is gone, and nothing is held for it.
+    /// Forgets a volume that is gone, unless something is held for it: an operation may have begun
+    /// since the caller looked.
     pub async fn forget(&self, id: Uuid) -> Result<(), JournalError> {
         let _writing = self.writing.lock(&id).await;
+        if self.get(id)?.is_some_and(|entry| entry.has_liabilities()) {
+            return Ok(());
+        }
         self.lock_entries().remove(&id);
         let path = self.path_of(id);
         file::remove(&path).await.map_err(|source| JournalError::Io {
@@ -313,6 +317,24 @@ mod tests {
         journal.forget(id).await.unwrap();
         drop(journal);
         assert!(Journal::open(dir.path()).unwrap().all().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_volume_of_which_something_is_held_is_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let id = Uuid::new_v4();
+        let device =
+            crate::host::attach::DeviceRecord::Local(crate::host::attach::local::LocalRecord {
+                device_path: "/dev/loop0".into(),
+                taken: true,
+            });
+        journal.update(id, |entry| entry.device = Some(device)).await.unwrap();
+        journal.forget(id).await.unwrap();
+        assert!(journal.get(id).unwrap().is_some());
+        journal.update(id, |entry| entry.device = None).await.unwrap();
+        journal.forget(id).await.unwrap();
+        assert_eq!(journal.get(id).unwrap(), None);
     }
 
     #[tokio::test]
