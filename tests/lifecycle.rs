@@ -164,7 +164,7 @@ async fn until_called(cloud: &Cloud, call: &str) {
 async fn until_released(node: &Node, cloud: &Cloud, name: &str) {
     node.until_clean().await;
     cloud.until(name, "available").await;
-    assert_eq!(loops_of(cloud.dir()), Vec::<PathBuf>::new());
+    node.assert_clean(cloud);
 }
 
 /// A file of the volume, without the driver: its first filesystem, mounted for a moment.

@@ -1,10 +1,11 @@
 //! Mount: the volume is attached, checked, mounted and counted, or everything is as it was.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::journal::{AttachmentRecord, AttachmentStage, Entry, Facts, MountRecord};
@@ -98,6 +99,10 @@ impl Driver {
         let mut waits = Waits::new(self.settings.wait_for_release);
         for _ in 0..ROUNDS {
             let entry = self.journal.get(id)?.unwrap_or_else(|| Arc::new(Entry::new(id)));
+            if volume.is_none() && !entry.has_liabilities() {
+                // It was mounted when we looked, and was let go of until we had its lock.
+                volume = Some(self.volume_of(name, id).await?);
+            }
             let observed = self.observe(&entry, volume.as_ref()).await?;
             let steps = plan(&observed, Goal::Mounted).map_err(DriverError::Refused)?;
             match steps.first() {
@@ -120,15 +125,16 @@ impl Driver {
                 }
                 _ => self.clear(&entry).await?,
             }
-            volume = match self.cloud.volume(id).await {
-                Ok(volume) => Some(volume),
-                Err(error) if error.is_not_found() => {
-                    return Err(DriverError::NotFound(name.to_string()));
-                }
-                Err(error) => return Err(error.into()),
-            };
+            volume = Some(self.volume_of(name, id).await?);
         }
         Err(held_elsewhere(volume.as_ref()))
+    }
+
+    async fn volume_of(&self, name: &VolumeName, id: Uuid) -> Result<Volume, DriverError> {
+        self.cloud.volume(id).await.map_err(|error| match error.is_not_found() {
+            true => DriverError::NotFound(name.to_string()),
+            false => error.into(),
+        })
     }
 
     async fn observe(
@@ -274,7 +280,8 @@ impl Driver {
         reservation: &Reservation,
     ) -> Result<Arc<Entry>, DriverError> {
         let id = volume.id;
-        let Connected { device, volume } = self.connect_reserved(name, volume, reservation).await?;
+        let Connected { device, volume } =
+            Box::pin(self.connect_reserved(name, volume, reservation)).await?;
         let holder = Holder {
             instance_uuid: self.host.identity.uuid,
             mountpoint: self.shown_mountpoint(&self.place_of(name.as_str())),
@@ -309,8 +316,8 @@ impl Driver {
     /// Exports a reserved volume to this host and connects its device.
     ///
     /// What was known of the volume before the reserve decides nothing any more: until then another
-    /// container or host may have formatted, extended or filled it. It is read again, beside the
-    /// export, and from then on nobody else changes it.
+    /// container or host may have formatted, extended or filled it. It is read again, and from now on
+    /// nobody else changes it.
     pub(super) async fn connect_reserved(
         &self,
         name: &VolumeName,
@@ -325,26 +332,40 @@ impl Driver {
         let Some(attachment) = entry.as_ref().and_then(|entry| entry.attachment.as_ref()) else {
             return Err(DriverError::Refused("its reservation is not in the journal".to_owned()));
         };
-        let (info, volume) = tokio::join!(
-            self.cloud.connect(reservation, &attachment.connector),
-            self.look_again(reservation)
-        );
-        let (info, volume) = (info?, volume?);
+        let connect = self.cloud.connect(reservation, &attachment.connector);
+        let (info, volume) = match reservation.flow {
+            AttachFlow::Attachments => {
+                let (info, volume) = tokio::join!(connect, self.cloud.volume(id));
+                (info?, volume?)
+            }
+            // This reservation has no id: what proves it ours is noted before the export, which may
+            // take a minute and see us killed.
+            AttachFlow::Actions => {
+                let volume = self.cloud.volume(id).await?;
+                let seen = volume.updated_at.clone();
+                self.update_attachment(id, |attachment| attachment.updated_at.extend(seen)).await?;
+                (self.stamp_beside(reservation, connect).await??, volume)
+            }
+        };
         let size = bytes_of(&volume)?;
         let mut record = self.host.attacher.plan(&info)?;
         self.note_device(id, &record, AttachmentStage::Reserved).await?;
-        let (device, stamped, told) = tokio::join!(
-            self.host.attacher.connect(&mut record, &info, size),
-            self.note_stamp(reservation),
-            self.tell_connector(&volume, reservation),
-        );
-        if let Err(error) = told {
-            tracing::warn!(volume = name.as_str(), %error, "the connector is not in the metadata");
-        }
+        let tell = async {
+            self.note_stamp(reservation).await?;
+            let told = self.tell_connector(&volume, reservation);
+            if let Err(error) = self.stamp_beside(reservation, told).await? {
+                tracing::warn!(
+                    volume = name.as_str(), %error, "the connector is not in the metadata"
+                );
+            }
+            Ok::<_, DriverError>(())
+        };
+        let (device, told) =
+            tokio::join!(self.host.attacher.connect(&mut record, &info, size), tell,);
         // The completion may follow at once.
-        let noted = match (&device, stamped) {
+        let noted = match (&device, told) {
             (Ok(_), Ok(())) => self.note_device(id, &record, AttachmentStage::Completing).await,
-            (_, stamped) => stamped,
+            (_, told) => told,
         };
         match (device, noted) {
             (Ok(device), Ok(())) => Ok(Connected { device, volume }),
@@ -460,29 +481,32 @@ impl Driver {
         )))
     }
 
-    /// The volume as it is now that it is reserved; notes the proof of that reservation.
-    async fn look_again(&self, reservation: &Reservation) -> Result<Volume, DriverError> {
-        let volume = self.cloud.volume(reservation.volume_id).await?;
-        if reservation.flow == AttachFlow::Actions {
-            let seen = volume.updated_at.clone();
-            self.update_attachment(reservation.volume_id, |attachment| {
-                attachment.updated_at.extend(seen);
-            })
-            .await?;
+    /// Notes the volume's `updated_at` as our own call left it: while it stands, the reservation is
+    /// ours. Only the actions flow needs it; a look that fails costs proof, no more.
+    async fn note_stamp(&self, reservation: &Reservation) -> Result<(), DriverError> {
+        let id = reservation.volume_id;
+        if reservation.flow == AttachFlow::Attachments {
+            return Ok(());
         }
-        Ok(volume)
+        let Ok(volume) = self.cloud.volume(id).await else { return Ok(()) };
+        let seen = volume.updated_at.filter(|_| volume.status == VolumeStatus::Attaching);
+        self.update_attachment(id, |attachment| attachment.updated_at.extend(seen)).await
     }
 
-    /// Notes the volume's `updated_at` as our own call left it: while it stands, the reservation is
-    /// ours. At once, for the call beside which it is looked up may take a minute. Only the actions
-    /// flow needs it; a look that fails costs proof, no more.
-    async fn note_stamp(&self, reservation: &Reservation) -> Result<(), DriverError> {
-        match reservation.flow {
-            AttachFlow::Attachments => Ok(()),
-            AttachFlow::Actions => match self.look_again(reservation).await {
-                Ok(_) | Err(DriverError::Cloud(_)) => Ok(()),
-                Err(error) => Err(error),
-            },
+    /// Notes how a call of ours moves the volume's `updated_at`, as long as the call takes.
+    async fn stamp_beside<T>(
+        &self,
+        reservation: &Reservation,
+        call: impl Future<Output = T>,
+    ) -> Result<T, DriverError> {
+        let mut call = pin!(call);
+        let mut pause = FASTEST_POLL;
+        loop {
+            if let Ok(answer) = timeout(pause, &mut call).await {
+                return Ok(answer);
+            }
+            self.note_stamp(reservation).await?;
+            pause = (pause * 2).min(SLOWEST_POLL);
         }
     }
 

@@ -191,7 +191,7 @@ impl Driver {
             Reserved::Ours(reservation) => reservation,
             Reserved::Taken(error) => return Err(error),
         };
-        let answer = match self.connect_reserved(name, volume, &reservation).await {
+        let answer = match Box::pin(self.connect_reserved(name, volume, &reservation)).await {
             Ok(connected) => work(connected).await,
             Err(error) => Err(error),
         };

@@ -91,6 +91,8 @@ impl Driver {
                     Vec::new()
                 };
                 if outcome.held.is_empty() {
+                    // One that is missing, filled or mounted on is fine: it is no step of its own.
+                    std::fs::remove_dir(&record.at).ok();
                     self.journal.update_regardless(id, |entry| entry.mount = None).await?;
                 }
             }
