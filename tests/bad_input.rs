@@ -9,7 +9,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic,
     clippy::disallowed_methods,
     reason = "a test fails by panicking, and starts the daemon and the tools that it needs"
 )]
@@ -28,7 +27,7 @@ use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use serde_json::{Map, Value, json};
-use support::{BINARY, Cloud, Node, loops_of, sh};
+use support::{Cloud, Node, binary, loops_of, sh};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 
@@ -470,7 +469,7 @@ fn a_config_that_cannot_be_used_ends_the_start_and_leaves_nothing() {
 fn start_with(config: &Path, socket: &Path) -> (Option<i32>, String) {
     let child = Command::new("timeout")
         .arg("20")
-        .arg(BINARY)
+        .arg(binary())
         .arg("--config")
         .arg(config)
         .arg("--socket")

@@ -3,10 +3,8 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stderr,
     clippy::disallowed_methods,
-    reason = "a test fails by panicking, and says what it could not look at, and plays engines"
+    reason = "a test fails by panicking, and plays engines"
 )]
 
 mod support;

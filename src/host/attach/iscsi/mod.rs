@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What is whose: a session is *ours* when the journal says that we opened it in this boot, or
-//! its node record has our mark (see [`node_record`]). `opened_session` of every volume on such
+//! its node record has our mark (see `node_record`). `opened_session` of every volume on such
 //! a session is true, so the last one to leave logs out, whichever opened it. A session that
 //! somebody else opened is used, and left when we go; of its devices we remove only the one whose
 //! world-wide id we saw when we connected.
