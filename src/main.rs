@@ -38,7 +38,8 @@ async fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Error>> {
         }
         Some(Command::Status { json }) => {
             let settings = daemon::load_settings(&cli.config)?;
-            let text = cli::status(&settings.driver.state_dir, &Paths::default(), *json)?;
+            let state_dir = &settings.driver.state_dir;
+            let text = cli::status(state_dir, &cli.socket, &Paths::default(), *json)?;
             std::io::stdout().write_all(text.as_bytes())?;
         }
         Some(command) => {

@@ -3,8 +3,9 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::disallowed_methods,
-    reason = "a test fails by panicking, and plays engines"
+    reason = "a test fails by panicking, and says what it could not look at, and plays engines"
 )]
 
 mod support;
@@ -1092,6 +1093,30 @@ async fn what_is_in_the_way_of_a_mount_is_refused_and_left_alone() {
     for name in ["linked", "filled"] {
         assert_eq!(cloud.status(name).await, "available");
     }
+    node.assert_clean(&cloud);
+}
+
+#[tokio::test]
+async fn a_mount_over_ours_is_refused_and_left_and_hides_nothing() {
+    let cloud = Cloud::start().await;
+    let node = host(&cloud).await;
+    node.create("v", json!({})).await.unwrap();
+    let mounted = node.mount("v", "c").await.unwrap();
+    fs::write(mounted.join("x"), "kept").unwrap();
+    let at = node.mount_point().join("v");
+    sh(&format!("mount -t tmpfs theirs {0} && touch {0}/theirs", at.display()));
+    let error = node.mount("v", "d").await.unwrap_err();
+    assert!(error.contains("theirs is mounted over it"), "{error}");
+    assert_eq!(users(&node, "v").await, 1, "the container goes on");
+    let error = node.unmount("v", "c").await.unwrap_err();
+    assert!(error.contains("theirs is mounted over it"), "{error}");
+    assert!(at.join("theirs").exists());
+    assert_eq!(cloud.status("v").await, "in-use");
+    sh(&format!("umount {}", at.display()));
+    until_released(&node, &cloud, "v").await;
+    let mounted = node.mount("v", "c").await.unwrap();
+    assert_eq!(fs::read_to_string(mounted.join("x")).unwrap(), "kept");
+    node.unmount("v", "c").await.unwrap();
     node.assert_clean(&cloud);
 }
 

@@ -5,6 +5,7 @@ mod operate;
 mod status;
 
 use std::ffi::OsString;
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -12,8 +13,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH};
 use crate::docker::Operation;
+use crate::driver::options;
 
-pub use check::check;
+pub use check::{Finding, Findings, Level, check, examine};
 pub use operate::operate;
 pub use status::status;
 
@@ -23,7 +25,13 @@ pub use status::status;
 /// attaches Cinder volumes to this host and mounts them. Containers use it by
 /// "docker run -v NAME:/data --volume-driver=cinder …".
 #[derive(Debug, Parser)]
-#[command(name = "cinder-docker-driver", version, max_term_width = 100)]
+#[command(
+    name = "cinder-docker-driver",
+    version,
+    max_term_width = 100,
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{}", create_options())
+)]
 pub struct Cli {
     /// Configuration file; the environment (OS_*) fills what it leaves out
     #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_CONFIG_PATH)]
@@ -39,30 +47,70 @@ pub struct Cli {
     pub command: Option<Command>,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  docker volume create -d cinder -o size=20 -o fs=xfs db     make a volume of 20 GiB
+  docker run -v db:/var/lib/data --volume-driver=cinder …    use it; made if it is not there
+  cinder-docker-driver check                                 what is wrong, and what mends it
+  cinder-docker-driver status                                what this host holds
+  cinder-docker-driver sandbox                               the same with no OpenStack at all";
+
+/// The table of create options, for people.
+fn create_options() -> String {
+    let mut text = "Options of docker volume create -o NAME=VALUE:".to_owned();
+    for row in options::TABLE {
+        let example = format!("{}={}", row.name, row.example);
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n  {example:24}  {}", row.help);
+    }
+    text
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon (the default)
     Serve,
     /// Try everything with no OpenStack: an embedded Keystone and Cinder, and the plugin beside it
+    ///
+    /// Volumes are sparse files below --dir, and outlive it. The config file that it makes there
+    /// (config.json) also serves the other commands.
+    #[command(after_help = "Example:\n  cinder-docker-driver sandbox &\n  \
+                            docker run --rm -v demo:/data --volume-driver=cinder busybox df /data")]
     Sandbox(SandboxArgs),
     /// Look at configuration, cloud, tools, initiator and socket; say what is wrong and how to mend it
+    ///
+    /// Changes nothing. The exit code is 1 when volumes cannot be used as things are. Without root
+    /// it says what it could not look at.
     Check {
-        /// Print JSON
+        /// Print JSON: a list of {what, level, found, mend}; level is ok, skipped, warning or error
         #[arg(long)]
         json: bool,
     },
     /// Show what this host has mounted, and what is still to be undone
+    ///
+    /// Reads the journal and the kernel, so it works without the daemon and without the cloud.
     Status {
-        /// Print JSON
+        /// Print JSON: a list with one object for each volume
         #[arg(long)]
         json: bool,
     },
     /// Take a volume away from a host that is gone (shows what it will do, asks for the volume's id)
+    ///
+    /// That host must not run any more: should it still write, it destroys the filesystem together
+    /// with the next host.
+    #[command(after_help = "Example:\n  cinder-docker-driver release db")]
     Release(NameArgs),
     /// Erase a volume and make an empty filesystem (shows what is on it, asks for the volume's id)
+    ///
+    /// For a volume that the driver refused to format because it may hold data.
+    #[command(after_help = "Example:\n  cinder-docker-driver format db")]
     Format(NameArgs),
     /// Accept the filesystem on a volume as its own (shows it, asks for the volume's id)
+    ///
+    /// For a volume that was formatted or restored by hand: the driver refuses a filesystem with
+    /// another UUID than the one that it made, for it may be another volume's.
+    #[command(after_help = "Example:\n  cinder-docker-driver accept-uuid db")]
     AcceptUuid(NameArgs),
 }
 

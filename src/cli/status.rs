@@ -11,7 +11,12 @@ use crate::host::Paths;
 use crate::host::filesystem::mountinfo;
 
 /// A table or JSON of what is mounted here and what is still to be undone.
-pub fn status(state_dir: &Path, paths: &Paths, as_json: bool) -> std::io::Result<String> {
+pub fn status(
+    state_dir: &Path,
+    socket: &Path,
+    paths: &Paths,
+    as_json: bool,
+) -> std::io::Result<String> {
     let entries = match journal::peek(state_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -23,6 +28,7 @@ pub fn status(state_dir: &Path, paths: &Paths, as_json: bool) -> std::io::Result
             Ok(entry) if entry.has_liabilities() => rows.push(row(&entry, paths)?),
             Ok(_) => {}
             Err(reason) => rows.push(json!({
+                "name": path.file_stem().map(|stem| stem.to_string_lossy()),
                 "state": "unusable journal entry", "file": path, "last_error": reason,
             })),
         }
@@ -30,10 +36,15 @@ pub fn status(state_dir: &Path, paths: &Paths, as_json: bool) -> std::io::Result
     if as_json {
         return Ok(format!("{}\n", Value::Array(rows)));
     }
-    if rows.is_empty() {
-        return Ok("No volume is mounted or attached on this host.\n".to_owned());
+    let mut text = match rows.is_empty() {
+        true => "No volume is mounted or attached on this host.\n".to_owned(),
+        false => table(&rows),
+    };
+    let connected = std::os::unix::net::UnixStream::connect(socket);
+    if connected.is_err_and(|error| error.kind() != std::io::ErrorKind::PermissionDenied) {
+        let _ = writeln!(text, "The daemon does not run: nobody listens on {}.", socket.display());
     }
-    Ok(table(&rows))
+    Ok(text)
 }
 
 fn row(entry: &Entry, paths: &Paths) -> std::io::Result<Value> {
@@ -80,7 +91,11 @@ fn table(rows: &[Value]) -> String {
         other => other.to_string(),
     };
     let widths = COLUMNS.map(|(title, key)| {
-        rows.iter().map(|row| cell(row, key).len()).chain([title.len()]).max().unwrap_or(0)
+        rows.iter()
+            .map(|row| cell(row, key).chars().count())
+            .chain([title.len()])
+            .max()
+            .unwrap_or(0)
     });
     let mut text = String::new();
     let mut line = |cells: [String; 5], error: &Value| {
@@ -92,7 +107,7 @@ fn table(rows: &[Value]) -> String {
         text.push_str(shown.trim_end());
         text.push('\n');
         if let Value::String(error) = error {
-            let _ = writeln!(text, "    {error}");
+            let _ = writeln!(text, "    last error: {error}");
         }
     };
     line(COLUMNS.map(|(title, _)| title.to_owned()), &Value::Null);

@@ -69,7 +69,7 @@ fn merge_and_validate(
 }
 
 /// What to tell someone who has not configured anything.
-const HOW_TO_MAKE_ONE: &str = r#"there is no such file, and no OS_* variable names a cloud. \
+const HOW_TO_MAKE_ONE: &str = r#"there is no such file, and no OS_* variable names a cloud.
 Write it, readable by root only (chmod 600), with at least
 {
     "Endpoint": "https://keystone.example:5000/v3",

@@ -42,7 +42,7 @@ use crate::config::{DriverSettings, HostSettings};
 use crate::docker::{Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo};
 use crate::host::attach::Attacher;
 use crate::host::filesystem::mount::is_healthy;
-use crate::host::filesystem::mountinfo;
+use crate::host::filesystem::mountinfo::{self, MountEntry};
 use crate::host::identity::HostIdentity;
 use crate::host::process::{self, MountHolder};
 use crate::host::{Exec, HostError, Paths};
@@ -126,16 +126,24 @@ impl Driver {
     }
 
     /// The mount that an entry speaks of, if the kernel still has it: same boot (device numbers
-    /// are handed out anew in each), same path, same device.
-    fn kernel_mount(&self, entry: &Entry) -> Result<Option<mountinfo::MountEntry>, DriverError> {
+    /// are handed out anew in each), same path, same device; and what somebody has mounted over it.
+    fn kernel_mount(
+        &self,
+        entry: &Entry,
+    ) -> Result<Option<(MountEntry, Option<MountEntry>)>, DriverError> {
         let Some(record) = entry.mount.as_ref().filter(|_| self.is_of_this_boot(entry)) else {
             return Ok(None);
         };
-        let found = mountinfo::at(&self.host.paths, &record.at).map_err(|source| {
+        let mut mounts = mountinfo::own(&self.host.paths).map_err(|source| {
             HostError::io("read", self.host.paths.proc.join("self/mountinfo"), source)
         })?;
-        Ok(found.filter(|entry| {
-            entry.device == record.device || entry.block_device() == Some(record.device)
+        mounts.retain(|mount| mount.mount_point == record.at);
+        let ours = mounts.iter().rposition(|mount| {
+            mount.device == record.device || mount.block_device() == Some(record.device)
+        });
+        Ok(ours.map(|at| {
+            let over = (at + 1 < mounts.len()).then(|| mounts.swap_remove(mounts.len() - 1));
+            (mounts.swap_remove(at), over)
         }))
     }
 
@@ -160,7 +168,14 @@ impl Driver {
 
     async fn mount_state(&self, entry: &Entry) -> Result<MountState, DriverError> {
         let Some(record) = &entry.mount else { return Ok(MountState::None) };
-        let Some(mounted) = self.kernel_mount(entry)? else { return Ok(MountState::Gone) };
+        let Some((mounted, over)) = self.kernel_mount(entry)? else { return Ok(MountState::Gone) };
+        if let Some(over) = over {
+            return Err(DriverError::Refused(format!(
+                "{} is mounted over it at {}: unmount that first",
+                over.source,
+                record.at.display()
+            )));
+        }
         let device = match &entry.device {
             Some(device) => self.host.attacher.find(device).await?,
             None => None,

@@ -17,6 +17,6 @@ mod tests;
 mod tls;
 
 pub use attachment::{AttachFlow, Connection, Holder, Reservation};
-pub use cinder::Cloud;
+pub use cinder::{Cloud, CloudFacts};
 pub use error::{CloudError, CloudErrorKind};
 pub use model::{AttachmentInfo, CreateVolume, Snapshot, Volume, VolumePage, VolumeStatus};

@@ -244,16 +244,20 @@ impl Node {
         }
     }
 
-    pub fn spawn(&mut self) {
+    pub fn write_config(&self) {
         let path = self.config_path();
         let text = serde_json::to_string(&self.config).unwrap();
         fs::write(&path, text).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         fs::set_permissions(&path, mode).unwrap();
+    }
+
+    pub fn spawn(&mut self) {
+        self.write_config();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let child = Command::new(binary())
             .arg("--config")
-            .arg(&path)
+            .arg(self.config_path())
             .arg("--socket")
             .arg(&self.socket)
             .arg("--debug")

@@ -1,0 +1,484 @@
+//! `check` finds what is wrong, says which command mends it, and tells nothing else.
+//!
+//! A host where all is well is put together of real and made parts; each test case breaks one
+//! thing of it, and exactly that must be found.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and starts the program"
+)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
+
+use cinder_docker_driver::cli::{Findings, Level, examine};
+use cinder_docker_driver::host::Paths;
+use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
+use serde_json::{Map, Value, json};
+use support::{Cloud, binary};
+use tempfile::TempDir;
+
+/// A host where all is well.
+struct Host {
+    dir: TempDir,
+    config: Map<String, Value>,
+    paths: Paths,
+    cloud: Cloud,
+    listener: Option<UnixListener>,
+}
+
+impl Host {
+    async fn new() -> Self {
+        let cloud = Cloud::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let root = |name: &str| dir.path().join(name);
+        let mut config = cloud.sandbox.config();
+        for key in ["MountPoint", "StateDir"] {
+            fs::create_dir(root(key)).unwrap();
+            fs::set_permissions(root(key), fs::Permissions::from_mode(0o700)).unwrap();
+            config.insert(key.into(), json!(root(key)));
+        }
+        config.insert("InitiatorIP".into(), json!("127.0.0.1"));
+        let paths = Paths {
+            sys: root("sys"),
+            proc: root("proc"),
+            etc: root("etc"),
+            iscsi_db: Some(root("etc/iscsi")),
+            ..Paths::default()
+        };
+        let host = Self { config, paths, cloud, listener: None, dir };
+        host.write("sys/module/iscsi_tcp/refcnt", "0\n");
+        host.write("sys/fs/selinux/enforce", "0\n");
+        host.write(
+            "proc/net/unix",
+            "0: 00000002 00000000 00010000 0001 01 1 @ISCSIADM_ABSTRACT_NAMESPACE\n",
+        );
+        host.write(
+            "proc/self/mountinfo",
+            "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n",
+        );
+        host.write("etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.1993-08.org.debian:01:1\n");
+        host.write("etc/machine-id", "0123456789abcdef0123456789abcdef\n");
+        let listener = UnixListener::bind(host.socket()).unwrap();
+        Self { listener: Some(listener), ..host }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("cinder.sock")
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn set(&mut self, key: &str, value: impl Into<Value>) {
+        self.config.insert(key.into(), value.into());
+    }
+
+    /// Writes the config, unless a test has written another.
+    fn config_file(&self) -> PathBuf {
+        let path = self.path("config.json");
+        if !path.exists() {
+            fs::write(&path, Value::Object(self.config.clone()).to_string()).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        path
+    }
+
+    async fn examine(&self) -> Findings {
+        examine(&self.config_file(), &self.socket(), &self.paths).await
+    }
+
+    /// The program itself, on the real host.
+    async fn run(&self, more: &[&str]) -> Output {
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(self.config_file()).arg("--socket").arg(self.socket());
+        command.arg("check").args(more);
+        // The cloud that it asks runs on this very thread.
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    }
+}
+
+/// How to break a host; what is said then: of what, how grave, the finding, the mend.
+type Case = (&'static str, fn(&mut Host), &'static str, Level, &'static str, &'static str);
+
+const CASES: &[Case] = &[
+    (
+        "a config that is missing a member",
+        |host| host.set("Endpoint", ""),
+        "config",
+        Level::Error,
+        "the address of Keystone",
+        "edit ",
+    ),
+    (
+        "a key that nobody knows",
+        |host| host.set("DefaultVolSize", 2),
+        "config",
+        Level::Warning,
+        "did you mean DefaultVolSz?",
+        "edit ",
+    ),
+    (
+        "a config that everybody may read",
+        |host| {
+            fs::set_permissions(host.config_file(), fs::Permissions::from_mode(0o644)).unwrap();
+        },
+        "config",
+        Level::Warning,
+        "every user of this host may read",
+        "chmod 600 /",
+    ),
+    (
+        "a CA file that is none",
+        |host| {
+            host.write("ca.pem", "no certificate\n");
+            host.set("CACert", host.path("ca.pem").to_str().unwrap());
+        },
+        "cloud",
+        Level::Error,
+        "ca.pem",
+        "correct CACert",
+    ),
+    (
+        "a CA file that is missing",
+        |host| host.set("CACert", "/no/such/ca.pem"),
+        "config",
+        Level::Error,
+        "/no/such/ca.pem",
+        "edit ",
+    ),
+    (
+        "a wrong password",
+        |host| host.set("Password", "hunter2"),
+        "cloud",
+        Level::Error,
+        "does not accept these credentials",
+        "correct Username, Password",
+    ),
+    (
+        "an endpoint where nobody is",
+        |host| host.set("Endpoint", "http://127.0.0.1:9/v3"),
+        "cloud",
+        Level::Error,
+        "127.0.0.1:9",
+        "correct Endpoint",
+    ),
+    (
+        "a region that there is not",
+        |host| host.set("Region", "RegionNine"),
+        "cloud",
+        Level::Error,
+        "RegionNine",
+        "correct Region",
+    ),
+    (
+        "a Cinder that forbids",
+        |host| {
+            let answer = Action::Answer(Canned::status(403));
+            host.cloud.fail(Rule::on("list-volumes", answer).forever());
+        },
+        "cinder",
+        Level::Error,
+        "not allowed",
+        "openstack role add",
+    ),
+    (
+        "no initiator name",
+        |host| fs::remove_file(host.path("etc/iscsi/initiatorname.iscsi")).unwrap(),
+        "initiator",
+        Level::Error,
+        "names no initiator",
+        "iscsi-iname",
+    ),
+    (
+        "an initiator name that is none",
+        |host| host.write("etc/iscsi/initiatorname.iscsi", "InitiatorName=node-1\n"),
+        "initiator",
+        Level::Error,
+        "node-1",
+        "iscsi-iname",
+    ),
+    (
+        "an initiator name of the image",
+        |host| {
+            let file = fs::File::options()
+                .write(true)
+                .open(host.path("etc/iscsi/initiatorname.iscsi"))
+                .unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(400 * 24 * 3600)).unwrap();
+        },
+        "initiator",
+        Level::Warning,
+        "copied with an image",
+        "iscsi-iname",
+    ),
+    (
+        "an address of another host",
+        |host| host.set("InitiatorIP", "192.0.2.77"),
+        "initiator",
+        Level::Warning,
+        "192.0.2.77",
+        "InitiatorIP",
+    ),
+    (
+        "an interface that there is not",
+        |host| host.set("InitiatorIFace", "nine0"),
+        "initiator",
+        Level::Warning,
+        "nine0",
+        "InitiatorIFace",
+    ),
+    (
+        "no iscsid",
+        |host| host.write("proc/net/unix", ""),
+        "iscsid",
+        Level::Warning,
+        "does not run",
+        "systemctl enable --now iscsid",
+    ),
+    (
+        "a state directory below a file",
+        |host| {
+            host.write("file", "");
+            host.set("StateDir", host.path("file/state").to_str().unwrap());
+        },
+        "StateDir",
+        Level::Error,
+        "cannot be used",
+        "move away",
+    ),
+    (
+        "a state directory that cannot be written to",
+        |host| host.set("StateDir", "/proc/sys/state"),
+        "StateDir",
+        Level::Error,
+        "cannot be written to",
+        "findmnt",
+    ),
+    (
+        "a state directory that others may enter",
+        |host| {
+            let mode = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(host.path("StateDir"), mode).unwrap();
+        },
+        "StateDir",
+        Level::Warning,
+        "mode 0755",
+        "chmod 700",
+    ),
+    (
+        "a state directory in memory",
+        |host| {
+            let line = format!(
+                "22 21 0:40 / {} rw shared:2 - tmpfs tmpfs rw\n",
+                host.path("StateDir").display()
+            );
+            let root = "21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n";
+            host.write("proc/self/mountinfo", &format!("{root}{line}"));
+        },
+        "StateDir",
+        Level::Warning,
+        "is on tmpfs",
+        "local disk",
+    ),
+    (
+        "a MountPoint that is a file",
+        |host| {
+            fs::remove_dir(host.path("MountPoint")).unwrap();
+            host.write("MountPoint", "");
+        },
+        "MountPoint",
+        Level::Error,
+        "is no directory",
+        "mv ",
+    ),
+    (
+        "mounts that nobody else sees",
+        |host| {
+            host.write("proc/self/mountinfo", "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n");
+        },
+        "MountPoint",
+        Level::Warning,
+        "not shared",
+        "mount --make-rshared /",
+    ),
+    (
+        "an SELinux that enforces",
+        |host| host.write("sys/fs/selinux/enforce", "1"),
+        "SELinux",
+        Level::Warning,
+        "enforces",
+        "context=",
+    ),
+    (
+        "nobody on the socket",
+        |host| host.listener = None,
+        "socket",
+        Level::Warning,
+        "nobody listens",
+        "systemctl enable --now cinder-docker-driver",
+    ),
+];
+
+#[tokio::test]
+async fn a_host_where_all_is_well_is_told_so() {
+    let host = Host::new().await;
+    let findings = host.examine().await;
+    assert_eq!(findings.worst(), Level::Ok, "{findings:#?}");
+    let what: Vec<_> = findings.all().iter().map(|finding| finding.what).collect();
+    for looked_at in [
+        "config",
+        "tools",
+        "initiator",
+        "host id",
+        "iscsid",
+        "kernel",
+        "StateDir",
+        "MountPoint",
+        "identity",
+        "catalog",
+        "cinder",
+        "socket",
+    ] {
+        assert!(what.contains(&looked_at), "{looked_at} is not in {what:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_thing_that_is_wrong_is_found_alone_and_with_what_mends_it() {
+    for (case, break_it, what, level, found, mend) in CASES {
+        let mut host = Host::new().await;
+        break_it(&mut host);
+        let findings = host.examine().await;
+        let wrong: Vec<_> =
+            findings.all().iter().filter(|finding| finding.level != Level::Ok).collect();
+        let [finding] = wrong.as_slice() else { panic!("{case}: {wrong:#?}") };
+        assert_eq!((finding.what, finding.level), (*what, *level), "{case}: {finding:?}");
+        assert!(finding.found.contains(found), "{case}: {finding:?}");
+        let command = finding.mend.as_deref().unwrap_or_default();
+        assert!(command.contains(mend), "{case}: {finding:?}");
+        let told = format!("{:?}", findings.all());
+        for secret in ["hunter2", host.config["Password"].as_str().unwrap()] {
+            assert!(!told.contains(secret), "{case}: {told}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_check_changes_nothing() {
+    let host = Host::new().await;
+    let listing = |host: &Host| {
+        support::sh(&format!("cd {} && ls -lRA --time-style=full-iso .", host.dir.path().display()))
+    };
+    host.config_file();
+    let (before, volumes) = (listing(&host), host.cloud.volumes().await);
+    host.examine().await;
+    assert_eq!((before, volumes), (listing(&host), host.cloud.volumes().await));
+    let calls = host.cloud.sandbox.faults().requests();
+    let effects: Vec<_> =
+        calls.iter().filter(|c| c.method != "GET" && c.call != "authenticate").collect();
+    assert!(effects.is_empty(), "{effects:?}");
+}
+
+#[tokio::test]
+async fn an_error_is_exit_code_1_and_json_says_the_same() {
+    let mut host = Host::new().await;
+    host.set("Password", "hunter2");
+    let shown = host.run(&[]).await;
+    assert_eq!(shown.status.code(), Some(1));
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(text.contains("ERROR    cloud: ") && text.contains("\n         → "), "{text}");
+    assert!(text.ends_with("It will not work until the errors are mended.\n"), "{text}");
+    let output = host.run(&["--json"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let rows: Vec<Map<String, Value>> = serde_json::from_slice(&output.stdout).unwrap();
+    for row in &rows {
+        let keys: Vec<_> = row.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["found", "level", "mend", "what"], "{row:?}");
+    }
+    assert!(rows.iter().any(|row| row["what"] == "cloud" && row["level"] == "error"), "{rows:?}");
+    for told in [text.as_bytes(), &shown.stderr, &output.stdout, &output.stderr] {
+        assert!(!String::from_utf8_lossy(told).contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn a_missing_config_is_told_with_one_that_would_do() {
+    let host = Host::new().await;
+    let missing = host.path("none.json");
+    let findings = examine(&missing, &host.socket(), &host.paths).await;
+    let config = findings.all().iter().find(|finding| finding.what == "config").unwrap();
+    assert!(config.found.contains("\"Endpoint\""), "{config:?}");
+    assert!(findings.all().iter().any(|f| f.what == "tools"), "the rest is looked at all the same");
+}
+
+/// The real program where the directory of the tools is empty.
+#[tokio::test]
+async fn a_missing_tool_is_named_with_its_package() {
+    let host = Host::new().await;
+    let line = format!(
+        "mount -t tmpfs none /usr/sbin && exec {} --config {} --socket {} check --json",
+        binary().display(),
+        host.config_file().display(),
+        host.socket().display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", &line]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    let missing = rows
+        .iter()
+        .find(|row| row["what"] == "tools" && row["found"].as_str().unwrap().contains("mkfs.ext4"))
+        .unwrap_or_else(|| panic!("{rows:?}"));
+    assert_eq!(missing["level"], "error");
+    let mend = missing["mend"].as_str().unwrap();
+    assert!(mend.starts_with("apt-get install e2fsprogs"), "{mend}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn without_root_it_says_what_it_could_not_look_at() {
+    let host = Host::new().await;
+    let config = host.config_file();
+    // Nobody may read the config of another, but everything above it.
+    for path in [host.dir.path(), &config] {
+        std::os::unix::fs::chown(path, Some(65534), None).unwrap();
+    }
+    let program = readable_copy(&host.path("driver"));
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    command.arg("--config").arg(&config).arg("--socket").arg(host.socket());
+    command.args(["check", "--json"]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    let level = |what: &str| rows.iter().find(|row| row["what"] == what).map(|row| &row["level"]);
+    assert_eq!(level("config"), Some(&json!("ok")), "{rows:?}");
+    assert_eq!(level("cinder"), Some(&json!("ok")), "{rows:?}");
+    assert_eq!(level("StateDir"), Some(&json!("skipped")), "{rows:?}");
+    let skipped = rows.iter().find(|row| row["level"] == "skipped").unwrap();
+    assert_eq!(skipped["mend"], "run this command as root");
+}
+
+/// The program where everybody may start it.
+fn readable_copy(to: &Path) -> PathBuf {
+    fs::copy(binary(), to).unwrap();
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
+    to.to_owned()
+}
