@@ -3,8 +3,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
-    clippy::disallowed_methods,
     reason = "a test fails by panicking, and looks at devices and mounts with tools"
 )]
 
