@@ -273,12 +273,9 @@ async fn round_trip(cloud: Cloud, name: String, flow: AttachFlow) {
     cloud.release(flow, id, &stranger, &connector).await.unwrap();
     assert_eq!(cloud.volume(id).await.unwrap().status, VolumeStatus::InUse);
 
-    cloud.begin_release(flow, id).await.unwrap();
-    cloud.begin_release(flow, id).await.unwrap();
-    cloud.roll_back_release(flow, id).await.unwrap();
-    cloud.roll_back_release(flow, id).await.unwrap();
-    assert_eq!(cloud.volume(id).await.unwrap().status, VolumeStatus::InUse);
-    cloud.begin_release(flow, id).await.unwrap();
+    for _ in 0..2 {
+        cloud.begin_release(flow, id).await.unwrap();
+    }
     cloud.release(flow, id, &attachment, &connector).await.unwrap();
     let free = cloud.volume(id).await.unwrap();
     assert_eq!((free.status, free.attachments.len()), (VolumeStatus::Available, 0));

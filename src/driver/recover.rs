@@ -2,10 +2,11 @@
 //!
 //! Journal × kernel × Cinder → finish or undo. Never touches what somebody uses.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
@@ -15,43 +16,65 @@ use crate::error_chain::Chain;
 
 /// Longest wait before something that failed is tried again; it doubles from [`FIRST_RETRY`].
 const LAST_RETRY: Duration = Duration::from_secs(300);
-/// Wait before a volume is looked at again whose lock an operation has.
-const BUSY_RETRY: Duration = Duration::from_secs(2);
 
 impl Driver {
     /// Runs in the background until it is dropped: recovers, then finishes what operations leave.
     /// Sleeps without waking while there is nothing to do.
     pub async fn work_in_background(self: Arc<Self>) {
-        self.recover().await;
+        self.settle_all().await;
+        tokio::join!(self.adopt_mounts(), Box::pin(self.finish_for_ever()));
+    }
+
+    /// Each volume in a task of its own: one that takes long holds up no other.
+    async fn finish_for_ever(self: &Arc<Self>) {
         let mut retries: HashMap<Uuid, Retry> = HashMap::new();
+        let mut running: JoinSet<(Uuid, bool)> = JoinSet::new();
+        let mut busy: HashSet<Uuid> = HashSet::new();
         let mut creations_due = self.creations_due(Instant::now());
         loop {
             let now = Instant::now();
             let mut next: Option<Instant> = None;
             for entry in self.journal.all() {
                 let id = entry.volume_id;
-                let Some(due) = self.due(&entry, retries.get(&id), now) else {
-                    retries.remove(&id);
-                    continue;
-                };
-                let due = if due > now { due } else { self.finish(&entry, &mut retries).await };
-                next = Some(next.map_or(due, |next| next.min(due)));
+                match self.due(&entry, retries.get(&id), now) {
+                    _ if busy.contains(&id) => {}
+                    None => drop(retries.remove(&id)),
+                    Some(due) if due <= now => {
+                        busy.insert(id);
+                        let driver = Arc::clone(self);
+                        running.spawn(async move { (id, driver.finish(&entry).await) });
+                    }
+                    Some(due) => next = Some(next.map_or(due, |next| next.min(due))),
+                }
             }
             if creations_due.is_some_and(|due| due <= now) {
                 self.finish_creations().await;
                 creations_due = self.creations_due(Instant::now() + LAST_RETRY);
             }
-            let wake = match (next, creations_due) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            };
+            let wake = [next, creations_due].into_iter().flatten().min();
             let sleep = async {
                 match wake {
                     Some(at) => sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! { () = sleep => {}, () = self.work.notified() => {} }
+            tokio::select! {
+                () = sleep => {}
+                () = self.work.notified() => {}
+                Some(ended) = running.join_next() => match ended {
+                    Ok((id, done)) => {
+                        busy.remove(&id);
+                        Retry::note(&mut retries, id, done);
+                    }
+                    // Nobody knows any more whose it was: look at all again, later.
+                    Err(error) => {
+                        tracing::error!(%error, "background work broke off");
+                        for id in busy.drain() {
+                            Retry::note(&mut retries, id, false);
+                        }
+                    }
+                },
+            }
         }
     }
 
@@ -59,18 +82,18 @@ impl Driver {
         (!self.journal.creations().is_empty()).then_some(at)
     }
 
-    /// At start: what the last run, boot or driver left.
-    async fn recover(&self) {
+    /// At start: drops the references that the last run left and nobody backs.
+    async fn settle_all(&self) {
         for (id, path, reason) in self.journal.unusable() {
             tracing::error!(volume_id = %id, path = %path.display(), reason, "left alone");
         }
         for entry in self.journal.all() {
-            let _guard = self.volumes.lock(&entry.volume_id).await;
+            // An operation that has the volume already settles for itself.
+            let Some(_guard) = self.volumes.try_lock(&entry.volume_id) else { continue };
             if let Err(error) = self.settle_references(&entry).await {
                 tracing::error!(volume = entry.shown_name(), "{}", Chain(&error));
             }
         }
-        self.adopt_mounts().await;
     }
 
     /// When an entry needs work; `None` = it needs none.
@@ -92,21 +115,16 @@ impl Driver {
         Some(now)
     }
 
-    /// Lets go of a volume that nobody uses; when to look again.
-    async fn finish(&self, entry: &Entry, retries: &mut HashMap<Uuid, Retry>) -> Instant {
+    /// Lets go of a volume that nobody uses; whether that is done.
+    async fn finish(&self, entry: &Entry) -> bool {
         let id = entry.volume_id;
-        let Some(_guard) = self.volumes.try_lock(&id) else { return Instant::now() + BUSY_RETRY };
+        // An operation that has the volume will see to it, or leave it for the next look.
+        let Some(_guard) = self.volumes.try_lock(&id) else { return false };
         match self.finish_locked(id).await {
-            Ok(true) => {
-                retries.remove(&id);
-                tracing::info!(volume = entry.shown_name(), "released what was left");
-                Instant::now() + BUSY_RETRY
-            }
-            Ok(false) => Retry::again(retries, id),
+            Ok(done) => done,
             Err(error) => {
-                let at = Retry::again(retries, id);
                 tracing::warn!(volume = entry.shown_name(), "not released yet: {}", Chain(&error));
-                at
+                false
             }
         }
     }
@@ -121,7 +139,11 @@ impl Driver {
         let outcome = self.let_go(id, false).await?;
         match outcome.cloud_error {
             Some(error) => Err(error),
-            None => Ok(outcome.held.is_empty()),
+            None if outcome.held.is_empty() => {
+                tracing::info!(volume = entry.shown_name(), "released what was left");
+                Ok(true)
+            }
+            None => Ok(false),
         }
     }
 }
@@ -134,10 +156,12 @@ struct Retry {
 }
 
 impl Retry {
-    fn again(retries: &mut HashMap<Uuid, Self>, id: Uuid) -> Instant {
+    fn note(retries: &mut HashMap<Uuid, Self>, id: Uuid, done: bool) {
+        if done {
+            retries.remove(&id);
+            return;
+        }
         let pause = retries.get(&id).map_or(FIRST_RETRY, |retry| (retry.pause * 2).min(LAST_RETRY));
-        let at = Instant::now() + pause;
-        retries.insert(id, Self { at, pause });
-        at
+        retries.insert(id, Self { at: Instant::now() + pause, pause });
     }
 }

@@ -14,7 +14,7 @@ use crate::error_chain::Chain;
 use crate::host::attach::DeviceRecord;
 use crate::host::filesystem::mount;
 use crate::host::process::MountHolder;
-use crate::openstack::{AttachFlow, Reservation, Volume, VolumeStatus};
+use crate::openstack::{AttachFlow, Holder, Reservation, Volume, VolumeStatus};
 
 /// A reservation that we made but cannot prove to be still ours is left alone for this long.
 pub(super) const DOUBTFUL_FOR: Duration = Duration::from_secs(600);
@@ -181,13 +181,14 @@ impl Driver {
             Err(error) if error.is_not_found() => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        let instance = record.instance_uuid.to_string();
-        let completed = volume.attachments.iter().find(|attachment| {
-            record.stage == AttachmentStage::Completing
-                && attachment.server_id.as_deref() == Some(&instance)
-                && attachment.device.as_deref() == Some(&record.mountpoint)
-        });
-        if let Some(attachment) = completed {
+        let holder = Holder {
+            instance_uuid: record.instance_uuid,
+            mountpoint: record.mountpoint.clone(),
+            read_only: false,
+        };
+        if record.stage == AttachmentStage::Completing
+            && let Some(attachment) = volume.attachment_of(&holder)
+        {
             self.cloud.begin_release(record.flow, volume.id).await?;
             let id = &attachment.attachment_id;
             return Ok(self.cloud.release(record.flow, volume.id, id, &record.connector).await?);

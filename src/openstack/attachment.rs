@@ -143,22 +143,6 @@ impl Cloud {
         }
     }
 
-    /// Actions flow: os-roll_detaching, when the host could not let go. Attachments flow: nothing.
-    pub async fn roll_back_release(
-        &self,
-        flow: AttachFlow,
-        volume_id: Uuid,
-    ) -> Result<(), CloudError> {
-        match flow {
-            AttachFlow::Attachments => Ok(()),
-            AttachFlow::Actions => {
-                let wanted = &VolumeStatus::InUse;
-                self.change_status("give up detaching", volume_id, "os-roll_detaching", wanted)
-                    .await
-            }
-        }
-    }
-
     /// Gives a *completed* attachment back, after the host let go of the device.
     /// Already gone is success.
     ///
