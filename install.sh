@@ -587,7 +587,7 @@ Now type:
     docker volume create -d cinder -o size=2 web
     docker run --rm ${network}-v web:/data $IMAGE sh -c 'date >>/data/log; cat /data/log'
     docker volume inspect web
-    cinder-docker-driver status
+    cinder-docker-driver --config $SANDBOX/config.json status
 The sandbox keeps its volumes in $SANDBOX. It stops with:
     $stop
 NEXT

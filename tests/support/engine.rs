@@ -80,6 +80,7 @@ impl Machine {
     async fn unshare(name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("home")).unwrap();
+        let log = dir.path().join("unshare.log");
         let mut namespaces = Command::new("unshare")
             .args(["--mount", "--pid", "--net", "--propagation", "private"])
             .args(["--fork", "--kill-child", "--mount-proc", "sh", "-c", INIT])
@@ -87,12 +88,14 @@ impl Machine {
             .env("DIR", dir.path())
             .env("TMP", std::env::temp_dir())
             .stdin(Stdio::null())
+            .stderr(fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
         let end = Instant::now() + Duration::from_secs(20);
         while !dir.path().join("ready").exists() {
             let ended = namespaces.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < end, "no namespaces: {ended:?}");
+            let said = fs::read_to_string(&log).unwrap();
+            assert!(ended.is_none() && Instant::now() < end, "no namespaces: {said}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Self { name: name.to_owned(), dir, namespaces }
