@@ -10,7 +10,7 @@ use tokio::time::timeout_at;
 use super::journal::{AttachmentStage, Entry};
 use super::{Driver, DriverError, VolumeName, metadata};
 use crate::docker::{Caller, VolumeInfo};
-use crate::openstack::{Volume, VolumeStatus};
+use crate::openstack::Volume;
 
 /// A name that this host knows is answered from memory when Cinder gives no clean answer in this
 /// time.
@@ -62,7 +62,7 @@ impl Driver {
     fn answer_from_cinder(&self, name: &VolumeName, volume: &Volume) -> VolumeInfo {
         let mut status = Map::new();
         status.insert("id".into(), json!(volume.id));
-        status.insert("status".into(), json!(status_name(&volume.status)));
+        status.insert("status".into(), json!(volume.status.as_str()));
         status.insert("size".into(), json!(volume.size));
         insert_some(&mut status, "type", volume.volume_type.as_deref());
         insert_some(&mut status, "availability_zone", volume.availability_zone.as_deref());
@@ -130,24 +130,6 @@ impl Driver {
 fn insert_some(status: &mut Map<String, Value>, key: &str, value: Option<&str>) {
     if let Some(value) = value {
         status.insert(key.to_owned(), json!(value));
-    }
-}
-
-/// Cinder's name of a status.
-pub(super) fn status_name(status: &VolumeStatus) -> &str {
-    match status {
-        VolumeStatus::Creating => "creating",
-        VolumeStatus::Downloading => "downloading",
-        VolumeStatus::Available => "available",
-        VolumeStatus::Reserved => "reserved",
-        VolumeStatus::Attaching => "attaching",
-        VolumeStatus::InUse => "in-use",
-        VolumeStatus::Detaching => "detaching",
-        VolumeStatus::Deleting => "deleting",
-        VolumeStatus::Extending => "extending",
-        VolumeStatus::Error => "error",
-        VolumeStatus::ErrorDeleting => "error_deleting",
-        VolumeStatus::Other(name) => name,
     }
 }
 

@@ -4,6 +4,7 @@
 //! takes them; what it does is in the [`journal`] before it is done.
 
 mod adopt;
+mod attach;
 mod create;
 mod error;
 mod get;

@@ -6,8 +6,8 @@
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::attach::{Connected, Reserved};
 use super::metadata::{self, FormatState, MountSettings};
-use super::mount::{Connected, Reserved};
 use super::release::{DOUBTFUL_FOR, unchanged_for};
 use super::{Driver, DriverError, VolumeName};
 use crate::docker::{Caller, Operation};
@@ -179,8 +179,7 @@ impl Driver {
         let not_free = || {
             DriverError::Refused(format!(
                 "volume {} is {} in Cinder: it must be available, with no container using it",
-                volume.id,
-                super::get::status_name(&volume.status)
+                volume.id, volume.status
             ))
         };
         let held_here = self.journal.get(volume.id)?.is_some_and(|entry| entry.has_liabilities());
@@ -255,7 +254,7 @@ impl Driver {
 /// A reservation may be freed by hand once it has stood unchanged for a while: until then some
 /// host may be about to use it.
 fn reservation_to_free(volume: &Volume) -> Result<String, DriverError> {
-    let status = super::get::status_name(&volume.status);
+    let status = &volume.status;
     match volume.status {
         VolumeStatus::Reserved | VolumeStatus::Attaching | VolumeStatus::Detaching => {}
         _ => {
