@@ -22,6 +22,7 @@ pub mod docker;
 pub mod driver;
 pub mod error_chain;
 pub mod host;
+pub mod locks;
 pub mod openstack;
 pub mod sandbox;
 pub mod shown;

@@ -47,9 +47,9 @@ use crate::host::filesystem::mountinfo::{self, MountEntry};
 use crate::host::identity::HostIdentity;
 use crate::host::process::{self, MountHolder};
 use crate::host::{Exec, HostError, Paths};
+use crate::locks::Locks;
 use crate::openstack::Cloud;
 use journal::{Entry, Journal, MountRecord};
-use locks::Locks;
 use metadata::fs_type;
 use plan::MountState;
 

@@ -1,6 +1,5 @@
 //! What all parts of the sandbox share.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -15,6 +14,7 @@ use super::faults::Faults;
 use super::options::Behaviour;
 use super::state::Store;
 use super::storage::{Storage, Targets};
+use crate::locks::{Guard, Locks};
 
 /// The embedded cloud behind its API.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Cloud {
     pub(super) targets: Option<Targets>,
     pub(super) faults: Arc<Faults>,
     behaviour: Mutex<Behaviour>,
-    volume_locks: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+    volume_locks: Locks<Uuid>,
     stopped: CancellationToken,
     /// Locked as long as anything of this cloud may touch its directory.
     _lock: Flock<File>,
@@ -46,7 +46,7 @@ impl Cloud {
             targets,
             faults: Arc::default(),
             behaviour: Mutex::new(behaviour),
-            volume_locks: Mutex::default(),
+            volume_locks: Locks::default(),
             stopped,
             _lock: lock,
         }
@@ -61,13 +61,8 @@ impl Cloud {
     }
 
     /// Makes changes of one volume's exports one after the other.
-    pub(super) async fn lock_volume(&self, id: Uuid) -> tokio::sync::OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.volume_locks.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(locks.entry(id).or_default())
-        };
-        lock.lock_owned().await
+    pub(super) async fn lock_volume(&self, id: Uuid) -> Guard {
+        self.volume_locks.lock(&id).await
     }
 
     /// Runs a task until it ends or the sandbox stops.

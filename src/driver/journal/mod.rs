@@ -20,7 +20,7 @@ pub use entry::{
     VERSION,
 };
 
-use super::locks::Locks;
+use crate::locks::Locks;
 
 /// Why the journal could not be used.
 #[derive(Debug, thiserror::Error)]

@@ -21,11 +21,9 @@ mod node_record;
 mod session;
 mod uevent;
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedMutexGuard;
 
 use self::connection::Connection;
 use self::node_record::{NodeDb, Owner};
@@ -35,6 +33,7 @@ use crate::connection_info::ConnectionInfo;
 use crate::error_chain::Chain;
 use crate::host::filesystem::mountinfo::DeviceNumber;
 use crate::host::{Exec, HostError, Paths, process};
+use crate::locks::{Guard, Locks};
 
 /// An iSCSI LUN of this host. Lists, so that multipath needs no other shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,29 +73,18 @@ impl IscsiPath {
 
 /// One lock a target: logins, logouts and scans of one target exclude each other.
 #[derive(Debug, Default)]
-pub struct TargetLocks(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+pub struct TargetLocks(Locks<String>);
 
 impl TargetLocks {
     /// Locks all targets of a record, in the order of their names, so that two records that share
     /// targets cannot wait for each other.
-    async fn lock(&self, record: &IscsiRecord) -> Vec<OwnedMutexGuard<()>> {
-        let targets: BTreeSet<&str> = record.paths.iter().map(|path| path.iqn.as_str()).collect();
+    async fn lock(&self, record: &IscsiRecord) -> Vec<Guard> {
+        let targets: BTreeSet<&String> = record.paths.iter().map(|path| &path.iqn).collect();
         let mut guards = Vec::with_capacity(targets.len());
         for target in targets {
-            guards.push(self.of(target).lock_owned().await);
+            guards.push(self.0.lock(target).await);
         }
         guards
-    }
-
-    fn of(&self, target: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = locks.get(target).and_then(Weak::upgrade) {
-            return lock;
-        }
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        let lock = Arc::default();
-        locks.insert(target.to_owned(), Arc::downgrade(&lock));
-        lock
     }
 }
 
