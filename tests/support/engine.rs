@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::support::{Cloud, binary};
+use crate::transcript::{self, COLUMNS, Listing};
 
 /// Programs come from the distribution's packages before anything that was put beside them.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin";
@@ -289,6 +291,43 @@ impl Machine {
             binary().display()
         ))
         .await
+    }
+}
+
+#[async_trait]
+impl transcript::Machine for Machine {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn run(&self, line: &str) -> Output {
+        Self::run(self, line).await
+    }
+
+    fn masks(&self) -> Vec<(String, String)> {
+        vec![(self.dir().display().to_string(), format!("<{}>", self.name))]
+    }
+}
+
+#[async_trait]
+impl Listing for Cloud {
+    async fn rows(&self) -> Vec<[String; COLUMNS.len()]> {
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            // As Python prints it.
+            Value::Null => "None".to_owned(),
+            other => other.to_string(),
+        };
+        let row = |volume: &Value| {
+            let attachments = volume["attachments"].as_array().unwrap();
+            let servers: Vec<String> =
+                attachments.iter().map(|attachment| text(&attachment["server_id"])).collect();
+            let [id, status, name, size, volume_type, bootable] =
+                ["id", "status", "name", "size", "volume_type", "bootable"]
+                    .map(|key| text(&volume[key]));
+            [id, status, name, size, volume_type, bootable, servers.join(",")]
+        };
+        self.volumes().await.iter().map(row).collect()
     }
 }
 

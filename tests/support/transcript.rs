@@ -17,15 +17,35 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::process::Output;
 
-use serde_json::Value;
+use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::engine::Machine;
-use crate::support::Cloud;
+/// Where people type.
+#[async_trait]
+pub trait Machine {
+    /// The name in its prompt.
+    fn name(&self) -> &str;
+    /// Runs a line there.
+    async fn run(&self, line: &str) -> Output;
+    /// Words that differ from run to run, such as directories, and what is shown instead.
+    fn masks(&self) -> Vec<(String, String)>;
+}
+
+/// Where `cinder list` is typed.
+#[async_trait]
+pub trait Listing {
+    /// The cells of the table, in the order of [`COLUMNS`].
+    async fn rows(&self) -> Vec<[String; COLUMNS.len()]>;
+}
+
+/// The columns that python-cinderclient prints.
+pub const COLUMNS: [&str; 7] =
+    ["ID", "Status", "Name", "Size", "Volume Type", "Bootable", "Attached to"];
 
 /// Plays the transcript in `tests/fixtures`; what comes must be what is kept.
-pub async fn play(file: &str, cloud: &Cloud, machines: &[&Machine]) {
+pub async fn play(file: &str, cloud: &dyn Listing, machines: &[&dyn Machine]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(file);
     let kept = std::fs::read_to_string(&path).unwrap();
     let mut masks = Masks::new(machines);
@@ -63,37 +83,23 @@ pub async fn play(file: &str, cloud: &Cloud, machines: &[&Machine]) {
 }
 
 /// The machine and the command of a line with a prompt.
-fn typed<'a>(line: &'a str, machines: &[&'a Machine]) -> Option<(&'a Machine, &'a str)> {
+fn typed<'a>(line: &'a str, machines: &[&'a dyn Machine]) -> Option<(&'a dyn Machine, &'a str)> {
     let (prompt, typed) = line.split_once("$ ")?;
     let machine = match prompt.strip_prefix('[').and_then(|rest| rest.strip_suffix(" ~]")) {
-        Some(name) => machines.iter().find(|machine| machine.name == name)?,
-        None if prompt.is_empty() => machines.first()?,
+        Some(name) => machines.iter().copied().find(|machine| machine.name() == name)?,
+        None if prompt.is_empty() => machines.first().copied()?,
         None => return None,
     };
     Some((machine, typed))
 }
 
-/// The table that python-cinderclient prints, from what the cloud answers.
-async fn cinder_list(cloud: &Cloud, masks: &mut Masks) -> String {
-    let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        // As Python prints it.
-        Value::Null => "None".to_owned(),
-        other => other.to_string(),
-    };
-    let header = ["ID", "Status", "Name", "Size", "Volume Type", "Bootable", "Attached to"];
-    let mut rows = vec![header.map(str::to_owned)];
-    for volume in cloud.volumes().await {
-        let attachments = volume["attachments"].as_array().unwrap();
-        let servers: Vec<String> =
-            attachments.iter().map(|attachment| text(&attachment["server_id"])).collect();
-        let cells = ["id", "status", "name", "size", "volume_type", "bootable"]
-            .map(|key| masks.apply(&text(&volume[key])));
-        let [id, status, name, size, volume_type, bootable] = cells;
-        let attached = masks.apply(&servers.join(","));
-        rows.push([id, status, name, size, volume_type, bootable, attached]);
+/// The table that python-cinderclient prints, with what differs from run to run replaced.
+async fn cinder_list(cloud: &dyn Listing, masks: &mut Masks) -> String {
+    let mut rows = vec![COLUMNS.map(str::to_owned)];
+    for row in cloud.rows().await {
+        rows.push(row.map(|cell| masks.apply(&cell)));
     }
-    let widths: Vec<usize> = (0..header.len())
+    let widths: Vec<usize> = (0..COLUMNS.len())
         .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
         .collect();
     let rule: String = widths.iter().map(|width| format!("+{}", "-".repeat(width + 2))).collect();
@@ -113,23 +119,21 @@ async fn cinder_list(cloud: &Cloud, masks: &mut Masks) -> String {
 
 /// What differs from run to run, by what is shown instead.
 struct Masks {
-    /// Directories of the machines.
-    directories: Vec<(String, String)>,
+    /// Of the machines.
+    words: Vec<(String, String)>,
     shown: HashMap<String, String>,
 }
 
 impl Masks {
-    fn new(machines: &[&Machine]) -> Self {
-        let directory = |machine: &&Machine| {
-            (machine.dir().display().to_string(), format!("<{}>", machine.name))
-        };
-        Self { directories: machines.iter().map(directory).collect(), shown: HashMap::new() }
+    fn new(machines: &[&dyn Machine]) -> Self {
+        let words = machines.iter().flat_map(|machine| machine.masks()).collect();
+        Self { words, shown: HashMap::new() }
     }
 
     fn apply(&mut self, text: &str) -> String {
         let mut text = text.to_owned();
-        for (directory, shown) in &self.directories {
-            text = text.replace(directory, shown);
+        for (word, shown) in &self.words {
+            text = text.replace(word, shown);
         }
         let is_part = |c: char| c.is_ascii_alphanumeric() || "-.:+".contains(c);
         let mut masked = String::new();
@@ -155,8 +159,8 @@ impl Masks {
             "hex"
         } else if word.len() > 18 && word.as_bytes()[10] == b'T' && word.as_bytes()[4] == b'-' {
             return "<time>".to_owned();
-        } else if word.strip_prefix("loop").is_some_and(|rest| rest.parse::<u32>().is_ok()) {
-            return "<loop>".to_owned();
+        } else if is_disk(word) {
+            return "<disk>".to_owned();
         } else {
             return word.to_owned();
         };
@@ -164,4 +168,12 @@ impl Masks {
             self.shown.values().filter(|shown| shown.starts_with(&format!("<{kind}-"))).count() + 1;
         self.shown.entry(word.to_owned()).or_insert_with(|| format!("<{kind}-{number}>")).clone()
     }
+}
+
+/// The kernel's name of a loop device or a SCSI disk.
+fn is_disk(word: &str) -> bool {
+    word.strip_prefix("loop").is_some_and(|rest| rest.parse::<u32>().is_ok())
+        || word.strip_prefix("sd").is_some_and(|rest| {
+            (1..=2).contains(&rest.len()) && rest.chars().all(|c| c.is_ascii_lowercase())
+        })
 }

@@ -1,0 +1,22 @@
+//! Scenarios on the real parts: Keystone, Cinder, an iSCSI target, and Docker hosts that are small
+//! virtual machines with Debian's kernel, open-iscsi and Docker Engine. Each test is a story, and
+//! says what it proves.
+//!
+//! `tests/rig` makes these parts; `tests/run --rig` sets them up and runs this.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and starts programs itself"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../support/transcript.rs"]
+mod transcript;
+
+mod rig;
+
+mod moving;
+mod walkthrough;
