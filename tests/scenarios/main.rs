@@ -7,8 +7,10 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a test fails by panicking, and starts programs itself"
+    reason = "a test fails by panicking, says what it saw, and starts programs itself"
 )]
 
 #[path = "../support/mod.rs"]
@@ -18,5 +20,9 @@ mod transcript;
 
 mod rig;
 
+mod many;
 mod moving;
+mod outside;
+mod power;
+mod restarts;
 mod walkthrough;
