@@ -5,14 +5,16 @@ use serde_json::{Value, json};
 use crate::rig::{DEBIAN_12, DEBIAN_13, Node, Project, is_asked_for};
 
 /// A container that comes back by itself, counts its starts, and writes numbered lines, each of
-/// which is on the disk before it is logged.
+/// which is on the disk before the next is written.
 const WRITER: &str = "docker run -d --name writer --restart always -v data:/data \
-    --volume-driver=cinder busybox sh -c 'echo start >>/data/starts; n=$(wc -l </data/log || echo 0); \
-    while n=$((n + 1)) && echo $n >>/data/log && sync && echo $n; do usleep 100000; done'";
+    --volume-driver=cinder busybox sh -c 'echo start >>/data/starts; touch /data/log; \
+    n=$(wc -l </data/log); while n=$((n + 1)) && echo $n >>/data/log && sync; do usleep 100000; done'";
 
-/// The last number that the container said is on the disk.
-async fn last_number(node: &Node) -> u64 {
-    node.until("docker logs --tail 1 writer 2>/dev/null | grep .").await.parse().unwrap()
+/// A number that is on the disk: the last but one of at least ten.
+async fn synced(node: &Node) -> u64 {
+    node.until("docker exec writer sh -c 'test $(wc -l </data/log) -gt 10'").await;
+    let line = "docker exec writer sh -c 'tail -n 2 /data/log | head -n 1'";
+    node.sh(line).await.parse().unwrap()
 }
 
 /// All numbers up to `at_least` are there, in order and once.
@@ -34,7 +36,7 @@ async fn a_node_that_reboots_gets_its_volumes_back() {
     let project = Project::create().await;
     let node = Node::with_driver("box", DEBIAN_13, &project, json!({})).await;
     node.sh(WRITER).await;
-    let written = last_number(&node).await;
+    let written = synced(&node).await;
     node.shut_down().await;
     node.power_on().await;
     node.until("docker exec writer sh -c 'test $(wc -l </data/starts) = 2'").await;
@@ -59,8 +61,7 @@ async fn power_cut(one: (&str, Value), two: (&str, Value)) {
         Node::with_driver("two", two.0, &project, two.1),
     );
     one.sh(WRITER).await;
-    one.until("docker exec writer test -s /data/starts").await;
-    let written = last_number(&one).await;
+    let written = synced(&one).await;
     one.cut_power().await;
 
     let refused = two.fails("docker run --rm -v data:/data busybox true").await;
@@ -75,7 +76,7 @@ async fn power_cut(one: (&str, Value), two: (&str, Value)) {
     let refused = two.fails("docker run --rm -v data:/data busybox true").await;
     assert!(refused.contains(&one.name), "{refused}");
 
-    let written = last_number(&one).await;
+    let written = synced(&one).await;
     one.sh("docker rm -f writer").await;
     let read = two.sh("docker run --rm -v data:/data busybox cat /data/log").await;
     assert!(read.lines().count() as u64 >= written, "{written} lines were written: {read}");
