@@ -107,6 +107,7 @@ class FileDriver(driver.VolumeDriver):
     def extend_volume(self, volume, new_size):
         self._hook('extend')
         self._grow(self._path(volume), new_size)
+        self._resize_export(volume)
 
     def create_snapshot(self, snapshot):
         self._hook('snapshot')
@@ -143,6 +144,9 @@ class FileDriver(driver.VolumeDriver):
 
     def remove_export(self, context, volume):
         self.target_driver.remove_export(context, volume)
+
+    def _resize_export(self, volume):
+        self.target_driver.extend_target(volume)
 
     def validate_connector(self, connector):
         return self.target_driver.validate_connector(connector)
@@ -239,3 +243,6 @@ class ArrayDriver(FileDriver):
         lun = (self._luns() or {}).get(self._path(volume))
         if lun:
             tgtadm('logicalunit', 'delete', '--tid', self.TARGET_ID, '--lun', str(lun))
+
+    def _resize_export(self, volume):
+        pass    # As with some arrays, the LUN has its new size from the next export on.

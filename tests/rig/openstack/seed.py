@@ -111,18 +111,21 @@ def main():
                    {'region': 'RegionOne', 'url': url})
     wait(CINDER + '/')
     base = '%s/v3/%s' % (CINDER, admin['project']['id'])
-    for name, specs in (
-            ('lvmdriver-1', {'volume_backend_name': 'file'}),
-            ('solidfire', {'volume_backend_name': 'file'}),
-            ('multiattach', {'volume_backend_name': 'file', 'multiattach': '<is> True'}),
-            ('array', {'volume_backend_name': 'array'}),
-            ('two-portals', {'volume_backend_name': 'two-portals'})):
+    types = {
+        'lvmdriver-1': {'volume_backend_name': 'filetgt'},
+        'solidfire': {'volume_backend_name': 'filetgt'},
+        'multiattach': {'volume_backend_name': 'filetgt', 'multiattach': '<is> True'},
+        'array': {'volume_backend_name': 'array'},
+        'two-portals': {'volume_backend_name': 'two-portals'}}
+    for name, specs in types.items():
         ensure_type(base, name, specs)
+    call('PUT', '%s/os-quota-sets/%s' % (base, projects['mesos']), {'quota_set': {
+        'volumes': 200, 'snapshots': 200, 'gigabytes': 10000}})
     wait(GLANCE + '/')
     ensure_image('partitioned', E['IMAGE_FILE'])
     with open(E['SEEDED'], 'w') as file:
         json.dump({'mesos': projects['mesos'], 'other': projects['other'],
-                   'admin': admin['project']['id']}, file)
+                   'admin': admin['project']['id'], 'types': list(types)}, file)
 
 
 main()
