@@ -112,9 +112,9 @@ def main():
     wait(CINDER + '/')
     base = '%s/v3/%s' % (CINDER, admin['project']['id'])
     types = {
-        'lvmdriver-1': {'volume_backend_name': 'filetgt'},
-        'solidfire': {'volume_backend_name': 'filetgt'},
-        'multiattach': {'volume_backend_name': 'filetgt', 'multiattach': '<is> True'},
+        'lvmdriver-1': {'volume_backend_name': 'file'},
+        'solidfire': {'volume_backend_name': 'file'},
+        'multiattach': {'volume_backend_name': 'file', 'multiattach': '<is> True'},
         'array': {'volume_backend_name': 'array'},
         'two-portals': {'volume_backend_name': 'two-portals'}}
     for name, specs in types.items():
