@@ -100,7 +100,7 @@ async fn two_portals_of_which_one_is_dead() {
     let node = Node::with_driver("box", DEBIAN_12, &project, json!({})).await;
     node.sh("docker volume create -d cinder -o type=two-portals data").await;
     let writer = "docker run -d --name writer -v data:/data busybox \
-        sh -c 'while echo line >>/data/log && sync; do usleep 100000; done'";
+        sh -c 'while echo line >>/data/log && sync; do sleep 0.5; done'";
     let portal = "cat /sys/class/iscsi_connection/*/persistent_address";
 
     // Both live: Cinder's first.
@@ -118,7 +118,7 @@ async fn two_portals_of_which_one_is_dead() {
     node.link("san-a", false).await;
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
     node.link("san-a", true).await;
-    node.until(&format!("test $({lines}) -gt $(({before} + 20))")).await;
+    node.until(&format!("test $({lines}) -gt $(({before} + 8))")).await;
 
     node.sh("docker rm -f writer").await;
     node.assert_clean().await;

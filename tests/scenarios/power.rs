@@ -8,11 +8,11 @@ use crate::rig::{DEBIAN_12, DEBIAN_13, Node, Project, is_asked_for};
 /// which is on the disk before the next is written.
 const WRITER: &str = "docker run -d --name writer --restart always -v data:/data \
     --volume-driver=cinder busybox sh -c 'echo start >>/data/starts; touch /data/log; \
-    n=$(wc -l </data/log); while n=$((n + 1)) && echo $n >>/data/log && sync; do usleep 100000; done'";
+    n=$(wc -l </data/log); while n=$((n + 1)) && echo $n >>/data/log && sync; do sleep 0.5; done'";
 
-/// A number that is on the disk: the last but one of at least ten.
+/// A number that is on the disk: the last but one of at least five.
 async fn synced(node: &Node) -> u64 {
-    node.until("docker exec writer sh -c 'test $(wc -l </data/log) -gt 10'").await;
+    node.until("docker exec writer sh -c 'test $(wc -l </data/log) -gt 5'").await;
     let line = "docker exec writer sh -c 'tail -n 2 /data/log | head -n 1'";
     node.sh(line).await.parse().unwrap()
 }

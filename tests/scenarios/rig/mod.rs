@@ -55,6 +55,7 @@ where
             Ok(found) => return found,
             Err(found) => assert!(Instant::now() < end, "{what}: not in {seconds} s: {found}"),
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // A look costs a node half a second of its processor.
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }

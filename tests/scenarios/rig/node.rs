@@ -133,7 +133,7 @@ impl Node {
 
     /// Waits until a command succeeds; its output.
     pub async fn until(&self, line: &str) -> String {
-        until(120, line, || async {
+        until(240, line, || async {
             let output = self.run(line).await;
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
             if output.status.success() {
