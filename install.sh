@@ -297,7 +297,7 @@ install_unit() { # install_unit NAME
 is_active() { systemctl is-active --quiet "$1"; }
 
 # Nobody has put a cloud into it yet: the example's address is still there.
-config_is_example() { grep -q '//keystone\.example\.com' "$CONFIG"; }
+config_is_example() { grep -q '//keystone\.example[:/]' "$CONFIG"; }
 
 start_plugin() {
     if ! has_systemd; then

@@ -18,5 +18,6 @@ mod transcript;
 
 mod rig;
 
+mod install;
 mod moving;
 mod walkthrough;

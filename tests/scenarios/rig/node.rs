@@ -35,7 +35,8 @@ pub struct Node {
 impl Node {
     /// Boots a machine, which can reach the cloud.
     pub async fn boot(label: &str, image: &str) -> Self {
-        let node = Self { label: label.to_owned(), name: format!("{label}-{}", std::process::id()) };
+        let node =
+            Self { label: label.to_owned(), name: format!("{label}-{}", std::process::id()) };
         node.rig(&["up", &node.name, "--image", image]).await;
         let ports = super::project::ports().await;
         let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
@@ -65,6 +66,15 @@ impl Node {
             support::binary().display(),
         ));
         self.put(release.path(), "/root/release").await;
+    }
+
+    /// Makes packages installable that a node with Debian 12 lacks.
+    pub async fn offer_packages(&self, packages: &[&str]) {
+        let mut command = Command::new(tool("packages"));
+        command.arg(&self.name).args(packages);
+        let output = output(command).await;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "packages {packages:?}: {errors}");
     }
 
     /// Writes the config of a user of the project.
@@ -124,7 +134,8 @@ impl Node {
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said).trim_end().to_owned();
         // 124 and above: it took too long, or the node is not there.
-        let failed = output.status.code().is_some_and(|code| code != 0 && code < 124 || code == 125);
+        let failed =
+            output.status.code().is_some_and(|code| code != 0 && code < 124 || code == 125);
         assert!(failed, "{}: {line} does not fail but: {} {said}", self.label, output.status);
         said
     }
@@ -171,16 +182,14 @@ impl Node {
     /// What is left over here of any volume, one thing a line: sessions, node records, disks,
     /// mounts, mountpoints, entries of the journal.
     pub async fn leftovers(&self) -> String {
-        self.sh(
-            "ls -d /sys/class/iscsi_session/* 2>/dev/null
+        self.sh("ls -d /sys/class/iscsi_session/* 2>/dev/null
              find /etc/iscsi/nodes /var/lib/iscsi/nodes -type f 2>/dev/null
              ls -d /sys/block/sd* 2>/dev/null
              grep ' /var/lib/cinder/mount/' /proc/self/mountinfo
              ls -d /var/lib/cinder/mount/* 2>/dev/null
              cinder-docker-driver status --json | tr -d ' \\n' | grep -v '^\\[\\]$'
-             true",
-        )
-        .await
+             true")
+            .await
     }
 
     /// Nothing is left over here, or will soon not be.
@@ -218,7 +227,8 @@ impl Drop for Node {
         if std::thread::panicking() {
             let line = "journalctl --no-pager -n 60 -u cinder-docker-driver; \
                         journalctl --no-pager -n 20 -u docker; dmesg | tail -n 20";
-            let said = Command::new(tool("node")).args(["run", "-t", "60", &self.name, line]).output();
+            let said =
+                Command::new(tool("node")).args(["run", "-t", "60", &self.name, line]).output();
             if let Ok(said) = said {
                 println!("--- {} ---\n{}", self.label, String::from_utf8_lossy(&said.stdout));
             }

@@ -140,7 +140,8 @@ impl Project {
         let name = format!("scenario-{}", uuid::Uuid::new_v4().simple());
         let project = json!({ "project": { "name": name, "domain_id": "default" } });
         let id = text(&admin.keystone("POST", "/projects", project).await["project"]["id"]);
-        let user = json!({ "user": { "name": name, "password": PASSWORD, "domain_id": "default" } });
+        let user =
+            json!({ "user": { "name": name, "password": PASSWORD, "domain_id": "default" } });
         let user = text(&admin.keystone("POST", "/users", user).await["user"]["id"]);
         let roles = admin.keystone("GET", "/roles?name=member", Value::Null).await;
         let role = text(&roles["roles"][0]["id"]);
