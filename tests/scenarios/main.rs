@@ -7,8 +7,10 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a test fails by panicking, and starts programs itself"
+    reason = "a test fails by panicking, says what it saw, and starts programs itself"
 )]
 
 #[path = "../support/mod.rs"]
@@ -19,5 +21,9 @@ mod transcript;
 mod rig;
 
 mod install;
+mod many;
 mod moving;
+mod outside;
+mod power;
+mod restarts;
 mod walkthrough;

@@ -42,7 +42,10 @@ async fn twenty_moves_between_two_nodes_lose_nothing() {
              sync; echo ready; exec sleep infinity",
             new = name(step)
         );
-        here.sh(&format!("docker run -d --name mover -v data:/data ubuntu sh -c '{script}'")).await;
+        here.sh(&format!(
+            "docker run -d --name mover --network none -v data:/data ubuntu sh -c '{script}'"
+        ))
+        .await;
         let log = here.until("docker logs mover 2>&1 | grep -B 100 ready").await;
         let mut sums: Vec<String> =
             log.lines().filter(|line| line.ends_with(".bin")).map(str::to_owned).collect();

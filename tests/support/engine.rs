@@ -296,7 +296,7 @@ impl Machine {
 
 #[async_trait]
 impl transcript::Machine for Machine {
-    fn name(&self) -> &str {
+    fn prompt(&self) -> &str {
         &self.name
     }
 

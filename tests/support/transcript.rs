@@ -26,7 +26,7 @@ use uuid::Uuid;
 #[async_trait]
 pub trait Machine {
     /// The name in its prompt.
-    fn name(&self) -> &str;
+    fn prompt(&self) -> &str;
     /// Runs a line there.
     async fn run(&self, line: &str) -> Output;
     /// Words that differ from run to run, such as directories, and what is shown instead.
@@ -86,7 +86,7 @@ pub async fn play(file: &str, cloud: &dyn Listing, machines: &[&dyn Machine]) {
 fn typed<'a>(line: &'a str, machines: &[&'a dyn Machine]) -> Option<(&'a dyn Machine, &'a str)> {
     let (prompt, typed) = line.split_once("$ ")?;
     let machine = match prompt.strip_prefix('[').and_then(|rest| rest.strip_suffix(" ~]")) {
-        Some(name) => machines.iter().copied().find(|machine| machine.name() == name)?,
+        Some(name) => machines.iter().copied().find(|machine| machine.prompt() == name)?,
         None if prompt.is_empty() => machines.first().copied()?,
         None => return None,
     };

@@ -204,7 +204,7 @@ impl Node {
 
 #[async_trait]
 impl transcript::Machine for Node {
-    fn name(&self) -> &str {
+    fn prompt(&self) -> &str {
         &self.label
     }
 
