@@ -297,7 +297,7 @@ install_unit() { # install_unit NAME
 is_active() { systemctl is-active --quiet "$1"; }
 
 # Nobody has put a cloud into it yet: the example's address is still there.
-config_is_example() { grep -q '//keystone\.example\.com' "$CONFIG"; }
+config_is_example() { grep -q '//keystone\.example[:/]' "$CONFIG"; }
 
 start_plugin() {
     if ! has_systemd; then
@@ -306,20 +306,22 @@ start_plugin() {
         say "(or start it again if it is running: volumes stay mounted)."
         return
     fi
-    systemctl daemon-reload
     if is_active cinder-docker-driver-sandbox.service; then
+        systemctl daemon-reload
         say "The sandbox is running and has the plugin's socket. To change over to your cloud:"
         say "    systemctl disable --now cinder-docker-driver-sandbox"
         say "    systemctl enable --now cinder-docker-driver"
         return
     fi
     if config_is_example; then
+        systemctl daemon-reload
         say "Next: put your cloud into $CONFIG, then"
         say "    cinder-docker-driver check"
         say "    systemctl enable --now cinder-docker-driver"
         return
     fi
-    # The Go driver's unit was wanted by docker.service; reenable leaves only what the unit says.
+    # The Go driver's unit was wanted by docker.service; reenable leaves only what the unit says. It
+    # ends in a daemon-reload.
     systemctl reenable --quiet cinder-docker-driver.service
     if is_active cinder-docker-driver.service; then
         if [ -n "$CHANGED" ]; then

@@ -13,7 +13,6 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
@@ -24,6 +23,9 @@ use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
 use serde_json::{Map, Value, json};
 use support::{Cloud, binary};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
 
 /// A host where all is well.
 struct Host {
@@ -31,7 +33,7 @@ struct Host {
     config: Map<String, Value>,
     paths: Paths,
     cloud: Cloud,
-    listener: Option<UnixListener>,
+    daemon: JoinHandle<()>,
 }
 
 impl Host {
@@ -53,7 +55,8 @@ impl Host {
             iscsi_db: Some(root("etc/iscsi")),
             ..Paths::default()
         };
-        let host = Self { config, paths, cloud, listener: None, dir };
+        let daemon = daemon(&root("cinder.sock"), ACTIVATED);
+        let host = Self { config, paths, cloud, daemon, dir };
         host.write("sys/module/iscsi_tcp/refcnt", "0\n");
         host.write("sys/fs/selinux/enforce", "0\n");
         host.write(
@@ -66,8 +69,7 @@ impl Host {
         );
         host.write("etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.1993-08.org.debian:01:1\n");
         host.write("etc/machine-id", "0123456789abcdef0123456789abcdef\n");
-        let listener = UnixListener::bind(host.socket()).unwrap();
-        Self { listener: Some(listener), ..host }
+        host
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -110,6 +112,28 @@ impl Host {
         // The cloud that it asks runs on this very thread.
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.daemon.abort();
+    }
+}
+
+const ACTIVATED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 29\r\nConnection: close\r\n\r\n\
+                         {\"Implements\":[\"VolumeDriver\"]}";
+
+/// Somebody who answers so on the socket, whatever is asked; with nothing, hangs up.
+fn daemon(socket: &Path, answer: &'static str) -> JoinHandle<()> {
+    fs::remove_file(socket).ok();
+    let listener = UnixListener::bind(socket).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read(&mut [0; 1024]).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
 }
 
 /// How to break a host; what is said then: of what, how grave, the finding, the mend.
@@ -326,11 +350,46 @@ const CASES: &[Case] = &[
     ),
     (
         "nobody on the socket",
-        |host| host.listener = None,
+        |host| {
+            fs::remove_file(host.socket()).unwrap();
+            drop(std::os::unix::net::UnixListener::bind(host.socket()).unwrap());
+        },
         "socket",
         Level::Warning,
         "nobody listens",
         "systemctl enable --now cinder-docker-driver",
+    ),
+    (
+        "a daemon that hangs up",
+        |host| host.daemon = daemon(&host.socket(), ""),
+        "socket",
+        Level::Error,
+        "hangs up without an answer",
+        "systemctl restart cinder-docker-driver",
+    ),
+    (
+        "a daemon that hangs",
+        |host| {
+            host.daemon.abort();
+            fs::remove_file(host.socket()).unwrap();
+            // It is in the kernel's queue, and nobody accepts it.
+            std::mem::forget(std::os::unix::net::UnixListener::bind(host.socket()).unwrap());
+        },
+        "socket",
+        Level::Error,
+        "does not answer within",
+        "systemctl restart cinder-docker-driver",
+    ),
+    (
+        "another plugin on the socket",
+        |host| {
+            let other = "HTTP/1.1 200 OK\r\nContent-Length: 27\r\n\r\n{\"Implements\":[\"authz\"]}";
+            host.daemon = daemon(&host.socket(), other);
+        },
+        "socket",
+        Level::Error,
+        "is no volume driver",
+        "systemctl restart cinder-docker-driver",
     ),
 ];
 
@@ -449,6 +508,38 @@ async fn a_missing_tool_is_named_with_its_package() {
     let mend = missing["mend"].as_str().unwrap();
     assert!(mend.starts_with("apt-get install e2fsprogs"), "{mend}");
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// The real program where the disk of the journal is full, or has no inodes left.
+#[tokio::test]
+async fn a_full_disk_is_found() {
+    let host = Host::new().await;
+    let state = host.path("StateDir");
+    for (options, fill, lacks) in [
+        ("size=2m", "head -c 2M /dev/zero >fill || true", "no space left"),
+        ("nr_inodes=3", "touch 1 2", "no inodes left"),
+    ] {
+        let line = format!(
+            "mount -t tmpfs -o mode=700,{options} none {state} && (cd {state}; {fill}) && \
+             exec {program} --config {config} --socket {socket} check --json",
+            state = state.display(),
+            program = binary().display(),
+            config = host.config_file().display(),
+            socket = host.socket().display()
+        );
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &line]);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let rows: Vec<Value> = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+        let full = rows
+            .iter()
+            .find(|row| row["what"] == "StateDir" && row["level"] == "error")
+            .unwrap_or_else(|| panic!("{rows:?}"));
+        assert!(full["found"].as_str().unwrap().ends_with(lacks), "{full}");
+        assert!(full["mend"].as_str().unwrap().starts_with("df -h /"), "{full}");
+        assert_eq!(output.status.code(), Some(1));
+    }
 }
 
 #[tokio::test]

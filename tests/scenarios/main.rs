@@ -20,6 +20,7 @@ mod transcript;
 
 mod rig;
 
+mod install;
 mod many;
 mod moving;
 mod outside;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, Uid, access};
 
 use super::Findings;
@@ -17,7 +18,7 @@ const OF_OTHERS: &[&str] = &["nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs",
 /// `StateDir`: what is to be undone after a crash is kept there.
 pub(super) fn check_state(paths: &Paths, path: &Path, findings: &mut Findings) {
     const WHAT: &str = "StateDir";
-    if !check_directory(WHAT, path, findings) {
+    if !check_directory(WHAT, path, findings) || !check_room(WHAT, path, findings) {
         return;
     }
     let Some(mount) = mount_of(paths, path) else { return };
@@ -129,6 +130,29 @@ fn check_writable(what: &'static str, path: &Path, findings: &mut Findings) -> b
             false
         }
     }
+}
+
+/// Bytes that the journal needs at the least; its entries are small.
+const ROOM: u64 = 1024 * 1024;
+
+/// Nothing is mounted before the journal says so, so a full disk stops everything.
+fn check_room(what: &'static str, path: &Path, findings: &mut Findings) -> bool {
+    let Some(there) = path.ancestors().find(|above| above.exists()) else { return true };
+    let Ok(filesystem) = statvfs(there) else { return true };
+    // What is reserved for root counts. Some filesystems tell no figures, or none of files.
+    let bytes = u64::from(filesystem.blocks_free()) * u64::from(filesystem.fragment_size());
+    let no_bytes = filesystem.blocks() > 0 && bytes < ROOM;
+    let no_files = filesystem.files() > 0 && filesystem.files_free() == 0;
+    if !no_bytes && !no_files {
+        return true;
+    }
+    let lacks = if no_bytes { "space" } else { "inodes" };
+    findings.error(
+        what,
+        format!("the filesystem of {} has no {lacks} left", path.display()),
+        format!("df -h {0}; df -i {0}; make room, or set {what}", there.display()),
+    );
+    false
 }
 
 /// The mount that a path, or what is there of it, is on.

@@ -9,8 +9,12 @@ mod host;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use nix::unistd::Uid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 pub use findings::{Finding, Findings, Level};
 
@@ -83,17 +87,51 @@ fn check_config(path: &Path, findings: &mut Findings) -> Option<Settings> {
     }
 }
 
+/// How long the daemon may take to answer; systemd may have to start it first.
+const SOCKET_LIMIT: Duration = Duration::from_secs(10);
+
+/// That somebody listens says little: systemd does it for a daemon that is dead, and the kernel for
+/// one that hangs.
 async fn check_socket(socket: &Path, findings: &mut Findings) {
     let shown = socket.display();
-    match tokio::net::UnixStream::connect(socket).await {
-        Ok(_) => findings.ok("socket", format!("the daemon listens on {shown}")),
+    let stream = match UnixStream::connect(socket).await {
+        Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            findings.skip("socket", format_args!("{shown} belongs to root"));
+            return findings.skip("socket", format_args!("{shown} belongs to root"));
         }
-        Err(error) => findings.warn(
-            "socket",
-            format!("nobody listens on {shown} ({error}), so Docker has no driver \"cinder\""),
-            "systemctl enable --now cinder-docker-driver",
-        ),
-    }
+        Err(error) => {
+            return findings.warn(
+                "socket",
+                format!("nobody listens on {shown} ({error}), so Docker has no driver \"cinder\""),
+                "systemctl enable --now cinder-docker-driver",
+            );
+        }
+    };
+    let wrong = match timeout(SOCKET_LIMIT, activate(stream)).await {
+        Ok(Ok(answer)) if answer.contains("VolumeDriver") => {
+            return findings.ok("socket", format!("the daemon answers on {shown}"));
+        }
+        Ok(Ok(answer)) if answer.is_empty() => "hangs up without an answer".to_owned(),
+        Ok(Ok(_)) => "is no volume driver".to_owned(),
+        Ok(Err(error)) => format!("does not answer ({error})"),
+        Err(_) => format!("does not answer within {} s", SOCKET_LIMIT.as_secs()),
+    };
+    findings.error(
+        "socket",
+        format!("who listens on {shown} {wrong}, so every docker command with volumes waits"),
+        "journalctl -u cinder-docker-driver -n 20; systemctl restart cinder-docker-driver",
+    );
 }
+
+/// The question that Docker asks first; what came back.
+async fn activate(mut stream: UnixStream) -> io::Result<String> {
+    let request = b"POST /Plugin.Activate HTTP/1.1\r\nHost: cinder\r\nConnection: close\r\n\
+                    Content-Length: 0\r\n\r\n";
+    stream.write_all(request).await?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_LIMIT).read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Bytes; the answer has some two hundred.
+const ANSWER_LIMIT: u64 = 64 * 1024;

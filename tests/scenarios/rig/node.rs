@@ -68,6 +68,15 @@ impl Node {
         self.put(release.path(), "/root/release").await;
     }
 
+    /// Makes packages installable that a node with Debian 12 lacks.
+    pub async fn offer_packages(&self, packages: &[&str]) {
+        let mut command = Command::new(tool("packages"));
+        command.arg(&self.name).args(packages);
+        let output = output(command).await;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "packages {packages:?}: {errors}");
+    }
+
     /// Writes the config of a user of the project.
     pub async fn write_config(&self, project: &Project, more: Value) {
         let mut config = project.config();
