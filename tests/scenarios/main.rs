@@ -20,6 +20,7 @@ mod transcript;
 
 mod rig;
 
+mod initiator;
 mod many;
 mod moving;
 mod outside;
