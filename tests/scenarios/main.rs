@@ -20,6 +20,7 @@ mod transcript;
 
 mod rig;
 
+mod engines;
 mod initiator;
 mod many;
 mod moving;
