@@ -5,6 +5,9 @@
 #![expect(clippy::disallowed_methods, reason = "tests start the tools themselves")]
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
+#[path = "support/initiator.rs"]
+mod initiator;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -44,24 +47,6 @@ fn run(tool: &str, args: &[&str]) -> Output {
     Command::new(tool).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-fn why_not() -> Option<&'static str> {
-    let is_root = run("id", &["-u"]).stdout == b"0\n";
-    if !is_root {
-        return Some("not root");
-    }
-    let exec = Exec::new(&Paths::default());
-    if exec.find("tgtadm").is_err() || exec.find("iscsiadm").is_err() {
-        return Some("tgt or open-iscsi is not installed");
-    }
-    let _ = Command::new("modprobe").arg("iscsi_tcp").stderr(Stdio::null()).status();
-    (!Path::new("/sys/class/iscsi_transport/tcp").exists()).then_some("no iscsi_tcp in this kernel")
-}
-
-#[expect(clippy::explicit_write, reason = "the test harness keeps what eprintln says to itself")]
-fn skipped(test: &str, reason: &str) {
-    writeln!(std::io::stderr(), "SKIPPED {test}: {reason}").unwrap();
-}
-
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -70,8 +55,7 @@ impl Target {
     /// `None`, loudly, where the real thing is not there.
     async fn start(test: &str) -> Option<Self> {
         let turn = TURN.lock().await;
-        if let Some(reason) = why_not() {
-            skipped(test, reason);
+        if !initiator::is_here(test) {
             return None;
         }
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -485,7 +469,7 @@ async fn iscsid_is_started_when_it_does_not_run() {
     let Some(target) = Target::start("iscsid_is_started").await else { return };
     let stop = run("systemctl", &["stop", "iscsid.socket", "iscsid.service"]);
     if !stop.status.success() {
-        skipped("iscsid_is_started_when_it_does_not_run", "no systemd");
+        initiator::skip("iscsid_is_started_when_it_does_not_run", "no systemd");
         return;
     }
     let (attacher, info) = (attacher(), target.info(1, &[]));

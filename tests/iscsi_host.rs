@@ -8,11 +8,12 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::print_stderr,
     clippy::disallowed_methods,
-    reason = "a test fails by panicking, says why it was skipped, and starts programs itself"
+    reason = "a test fails by panicking, and starts programs itself"
 )]
 
+#[path = "support/initiator.rs"]
+mod initiator;
 mod support;
 
 use std::fs;
@@ -25,19 +26,6 @@ use serde_json::{Value, json};
 use support::{Cloud, Node, sh};
 
 const HOST_UUID: &str = "219b0670-a214-4281-8424-5bb3beaaa107";
-
-/// Whether this machine can do it; says so when not.
-fn has_initiator() -> bool {
-    let loaded = Path::new("/sys/class/iscsi_transport/tcp").exists()
-        || Command::new("modprobe").arg("iscsi_tcp").status().is_ok_and(|s| s.success());
-    let tools = ["iscsiadm", "tgtd"].iter().all(|tool| {
-        ["/usr/sbin", "/usr/bin", "/sbin"].iter().any(|dir| Path::new(dir).join(tool).exists())
-    });
-    if !(loaded && tools) {
-        eprintln!("SKIPPED: no kernel initiator, open-iscsi or tgtd on this machine");
-    }
-    loaded && tools
-}
 
 /// Sessions to a volume's target.
 fn sessions(id: &str) -> usize {
@@ -132,7 +120,7 @@ async fn mount_as_the_go_driver(cloud: &Cloud, node: &Node, name: &str) -> (Stri
 
 #[tokio::test]
 async fn promise_9_what_the_go_driver_left_mounted_is_adopted_and_let_go() {
-    if !has_initiator() {
+    if !initiator::is_here("promise_9_what_the_go_driver_left_mounted_is_adopted_and_let_go") {
         return;
     }
     let cloud = Cloud::start_with(|options| options.iscsi = true).await;
@@ -173,7 +161,7 @@ async fn promise_9_what_the_go_driver_left_mounted_is_adopted_and_let_go() {
 
 #[tokio::test]
 async fn promise_9_a_mount_that_is_not_proven_to_be_the_volume_is_left_alone() {
-    if !has_initiator() {
+    if !initiator::is_here("promise_9_a_mount_that_is_not_proven_to_be_the_volume_is_left_alone") {
         return;
     }
     let cloud = Cloud::start_with(|options| options.iscsi = true).await;
@@ -195,7 +183,7 @@ async fn promise_9_a_mount_that_is_not_proven_to_be_the_volume_is_left_alone() {
 
 #[tokio::test]
 async fn a_volume_comes_by_iscsi_with_chap_and_leaves_nothing_behind() {
-    if !has_initiator() {
+    if !initiator::is_here("a_volume_comes_by_iscsi_with_chap_and_leaves_nothing_behind") {
         return;
     }
     let cloud = Cloud::start_with(|options| options.iscsi = true).await;

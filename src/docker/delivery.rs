@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use super::VolumeDriver;
+use super::{Engine, VolumeDriver};
 
 /// One mounted reference that its engine has yet to hear of.
 pub(super) struct Receipt(Option<Uncollected>);
@@ -24,6 +24,7 @@ struct Uncollected {
     driver: Arc<dyn VolumeDriver>,
     tasks: TaskTracker,
     runtime: Handle,
+    engine: Option<Engine>,
     name: String,
     id: String,
 }
@@ -32,10 +33,11 @@ impl Receipt {
     pub fn new(
         driver: Arc<dyn VolumeDriver>,
         tasks: TaskTracker,
+        engine: Option<Engine>,
         name: String,
         id: String,
     ) -> Self {
-        Self(Some(Uncollected { driver, tasks, runtime: Handle::current(), name, id }))
+        Self(Some(Uncollected { driver, tasks, runtime: Handle::current(), engine, name, id }))
     }
 
     /// The engine has its answer.
@@ -46,10 +48,12 @@ impl Receipt {
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        let Some(Uncollected { driver, tasks, runtime, name, id }) = self.0.take() else { return };
+        let Some(Uncollected { driver, tasks, runtime, engine, name, id }) = self.0.take() else {
+            return;
+        };
         let take_back = async move {
             tracing::warn!(volume = name, mount_id = id, "nobody collected this mount");
-            driver.mount_uncollected(&name, &id).await;
+            driver.mount_uncollected(engine, &name, &id).await;
         };
         tasks.spawn_on(take_back, &runtime);
     }

@@ -34,8 +34,8 @@ pub trait VolumeDriver: Send + Sync + 'static {
     /// container; it is never empty.
     async fn mount(&self, caller: &Caller, name: &str, id: &str) -> Result<PathBuf, Failure>;
     /// Nobody collected the success of a [`VolumeDriver::mount`] (client gone or timed out): takes
-    /// that one reference back.
-    async fn mount_uncollected(&self, name: &str, id: &str);
+    /// that one reference back, of the engine that asked for it.
+    async fn mount_uncollected(&self, engine: Option<Engine>, name: &str, id: &str);
     /// Takes one reference of `id` back; the last one out unmounts.
     async fn unmount(&self, caller: &Caller, name: &str, id: &str) -> Result<(), Failure>;
     /// Where the volume is mounted here; `None` when it isn't. Touches neither cloud nor device.

@@ -242,7 +242,8 @@ impl Server {
             Action::Mount(id) => {
                 let mountpoint = driver.mount(&caller, &name, &id).await?;
                 // From here on the reference is taken back unless the answer gets through.
-                let receipt = Receipt::new(self.driver.clone(), self.tasks.clone(), name, id);
+                let receipt =
+                    Receipt::new(self.driver.clone(), self.tasks.clone(), caller.engine, name, id);
                 let answer = protocol::mounted(&mountpoint).ok_or_else(|| {
                     failure(format!("the volume is mounted at no usable path: {mountpoint:?}"))
                 })?;

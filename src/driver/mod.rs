@@ -283,8 +283,8 @@ impl VolumeDriver for Arc<Driver> {
         named("mount", name, Box::pin(self.mount_volume(caller, name, id)).await)
     }
 
-    async fn mount_uncollected(&self, name: &str, id: &str) {
-        self.take_reference_back(name, id).await;
+    async fn mount_uncollected(&self, engine: Option<Engine>, name: &str, id: &str) {
+        self.take_reference_back(engine, name, id).await;
     }
 
     async fn unmount(&self, caller: &Caller, name: &str, id: &str) -> Result<(), Failure> {

@@ -19,8 +19,17 @@ pub fn add(references: &mut Vec<Reference>, id: &str, engine: Option<Engine>) {
 /// it (with live-restore the next engine unmounts what the last one mounted). Whether there was
 /// one.
 pub fn take(references: &mut Vec<Reference>, id: &str, engine: Option<Engine>) -> bool {
+    if take_own(references, id, engine) {
+        return true;
+    }
+    let before = references.iter().find(|r| r.id == id).map(|r| r.engine);
+    before.is_some_and(|engine| take_own(references, id, engine))
+}
+
+/// Counts one less for this id and engine. Whether there was one.
+pub fn take_own(references: &mut Vec<Reference>, id: &str, engine: Option<Engine>) -> bool {
     let own = references.iter().position(|r| r.id == id && r.engine == engine);
-    let Some(at) = own.or_else(|| references.iter().position(|r| r.id == id)) else { return false };
+    let Some(at) = own else { return false };
     references[at].count = references[at].count.saturating_sub(1);
     if references[at].count == 0 {
         references.remove(at);
@@ -86,6 +95,15 @@ mod tests {
         add(&mut references, "c", OLD);
         assert!(take(&mut references, "c", NEW));
         assert!(references.is_empty());
+    }
+
+    #[test]
+    fn what_an_engine_never_heard_of_is_not_taken_from_another() {
+        let mut references = Vec::new();
+        add(&mut references, "c", NEW);
+        assert!(!take_own(&mut references, "c", OLD));
+        assert_eq!(references.len(), 1);
+        assert!(take_own(&mut references, "c", NEW));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::journal::Entry;
 use super::{Driver, DriverError, VolumeName, references};
-use crate::docker::Caller;
+use crate::docker::{Caller, Engine};
 use crate::error_chain::Chain;
 
 impl Driver {
@@ -88,13 +88,16 @@ impl Driver {
 
     /// Nobody collected the success of a Mount: takes its reference back. The volume stays
     /// mounted for a moment, for the caller may come again.
-    pub(super) async fn take_reference_back(&self, name: &str, id: &str) {
+    ///
+    /// Only that engine's: each command of Podman is an engine of its own, all with one id, and
+    /// the next one may have counted itself already.
+    pub(super) async fn take_reference_back(&self, engine: Option<Engine>, name: &str, id: &str) {
         let Some(entry) = self.journal.by_name(name) else { return };
         let _guard = self.volumes.lock(&entry.volume_id).await;
         let taken = self
             .journal
             .update_regardless(entry.volume_id, |entry| {
-                references::take(&mut entry.references, id, None);
+                references::take_own(&mut entry.references, id, engine);
             })
             .await;
         match taken {

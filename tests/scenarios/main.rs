@@ -20,6 +20,8 @@ mod transcript;
 
 mod rig;
 
+mod engines;
+mod initiator;
 mod install;
 mod many;
 mod moving;

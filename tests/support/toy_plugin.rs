@@ -100,7 +100,7 @@ impl VolumeDriver for Toy {
         })
     }
 
-    async fn mount_uncollected(&self, name: &str, id: &str) {
+    async fn mount_uncollected(&self, _: Option<Engine>, name: &str, id: &str) {
         self.say(format!("uncollected {name:?} {id:?}"));
     }
 

@@ -92,6 +92,13 @@ impl Node {
         self.put(file.path(), "/var/lib/cinder/dockerdriver/config.json").await;
     }
 
+    /// Writes a text file.
+    pub async fn write(&self, path: &str, text: &str) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        self.put(file.path(), path).await;
+    }
+
     /// `tests/rig/node`, which must succeed.
     async fn rig(&self, arguments: &[&str]) -> Vec<u8> {
         let mut command = Command::new(tool("node"));
@@ -133,9 +140,8 @@ impl Node {
         let output = self.run(line).await;
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said).trim_end().to_owned();
-        // 124 and above: it took too long, or the node is not there.
-        let failed =
-            output.status.code().is_some_and(|code| code != 0 && code < 124 || code == 125);
+        // It took too long (124, 137), or the node is not there (255).
+        let failed = !matches!(output.status.code(), None | Some(0 | 124 | 137 | 255));
         assert!(failed, "{}: {line} does not fail but: {} {said}", self.label, output.status);
         said
     }
@@ -174,9 +180,10 @@ impl Node {
         self.rig(&["link", &self.name, network, if plugged { "on" } else { "off" }]).await;
     }
 
-    /// What the driver logged.
+    /// What the driver logged. (`--merge`: a journal may go on under the snapshot's machine id.)
     pub async fn log(&self) -> String {
-        self.sh("journalctl --quiet --no-pager --output cat --unit cinder-docker-driver").await
+        self.sh("journalctl --merge --quiet --no-pager --output cat --unit cinder-docker-driver")
+            .await
     }
 
     /// What is left over here of any volume, one thing a line: sessions, node records, disks,
@@ -225,8 +232,8 @@ impl transcript::Machine for Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let line = "journalctl --no-pager -n 60 -u cinder-docker-driver; \
-                        journalctl --no-pager -n 20 -u docker; dmesg | tail -n 20";
+            let line = "journalctl --merge --no-pager -n 60 -u cinder-docker-driver; \
+                        journalctl --merge --no-pager -n 20 -u docker; dmesg | tail -n 20";
             let said =
                 Command::new(tool("node")).args(["run", "-t", "60", &self.name, line]).output();
             if let Ok(said) = said {
