@@ -111,7 +111,7 @@ async fn is_refused(disk: &LoopDevice, reason: &str) {
     let device = disk.device();
     for proof in [BlankProof::Ours, BlankProof::Foreign] {
         let error = blank(&device, device.size, proof).await.unwrap_err();
-        assert!(matches!(error, HostError::Refused { .. }), "{error:?}");
+        assert!(matches!(error, HostError::NotBlank { .. }), "{error:?}");
         assert!(error.to_string().contains(reason), "{proof:?}: {error}");
     }
     assert!(disk.contents() == before, "refusing changed the device");

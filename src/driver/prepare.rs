@@ -10,6 +10,7 @@ use super::journal::Formatting;
 use super::metadata::{self, FormatState, MountSettings};
 use super::plan::{self, Preparation, Provenance};
 use super::{Driver, DriverError, VolumeName};
+use crate::host::HostError;
 use crate::host::attach::Device;
 use crate::host::filesystem::directory::{self, Ownership, RootContents};
 use crate::host::filesystem::probe::{self, BlankProof, Contents, Filesystem, Partition};
@@ -30,6 +31,17 @@ pub(super) struct Prepared {
     pub device: Device,
     /// Its filesystem.
     pub filesystem: Filesystem,
+}
+
+/// What is not blank is not formatted, unless a person says so.
+fn way_out(error: DriverError, name: &VolumeName) -> DriverError {
+    match error {
+        DriverError::Host(HostError::NotBlank { what }) => DriverError::Refused(format!(
+            "{what} where it should be blank, so it is not formatted. If it is to be erased: \
+             \"cinder-docker-driver format {name}\""
+        )),
+        other => other,
+    }
 }
 
 impl Driver {
@@ -73,7 +85,10 @@ impl Driver {
                 }
                 Ok(Prepared { device, filesystem })
             }
-            Preparation::Format(proof) => self.format(volume, &settings, device, proof).await,
+            Preparation::Format(proof) => {
+                let formatted = self.format(volume, &settings, device, proof).await;
+                formatted.map_err(|error| way_out(error, name))
+            }
             Preparation::FormatAgain => {
                 tracing::warn!(
                     volume = name.as_str(),
@@ -98,11 +113,9 @@ impl Driver {
             Some(words) => format::check_options(fs_type, words).map_err(DriverError::Refused)?,
             None => Vec::new(),
         };
-        self.host.exec.find(format::tool(fs_type)).map_err(|source| {
-            crate::host::HostError::Tool {
-                what: format!("cannot make an {fs_type} filesystem"),
-                source,
-            }
+        self.host.exec.find(format::tool(fs_type)).map_err(|source| HostError::Tool {
+            what: format!("cannot make an {fs_type} filesystem"),
+            source,
         })?;
         // Proven first: a volume that isn't blank keeps its state in Cinder, too.
         if proof != BlankProof::OursDirty {

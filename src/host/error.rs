@@ -45,10 +45,16 @@ pub enum HostError {
         what: String,
     },
     /// What was found is not what it must be (another size, another filesystem, not a block
-    /// device, unknown data): nothing was changed.
+    /// device): nothing was changed.
     #[error("{what}")]
     Refused {
         /// What was found, and what to do.
+        what: String,
+    },
+    /// A device that was to be formatted holds something: nothing was changed.
+    #[error("{what}")]
+    NotBlank {
+        /// What it holds, and where.
         what: String,
     },
     /// Not possible here: a connection type we lack, a missing tool, no initiator.

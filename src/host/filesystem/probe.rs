@@ -172,7 +172,7 @@ pub(super) async fn probe_node(node: &Path) -> Result<Contents, HostError> {
 /// Proves that the device may be formatted: a block device of at least `size` bytes, opened
 /// exclusively (`O_EXCL`: in use by nobody), read-write, no signature, every read succeeds,
 /// and zero where [`BlankProof`] says. Otherwise an error that says what was found:
-/// [`HostError::Refused`] for contents, [`HostError::Busy`] for a user of the device, and
+/// [`HostError::NotBlank`] for contents, [`HostError::Busy`] for a user of the device, and
 /// [`HostError::Io`] for a read that failed. Only [`BlankProof::OursDirty`] ever writes.
 ///
 /// The exclusive descriptor is closed at the end, since mkfs needs the device for itself: use the
@@ -192,9 +192,11 @@ fn prove(device: &Device, size: u64, proof: BlankProof) -> Result<(), HostError>
         BlankProof::OursDirty => Access::ExclusiveWrite,
         BlankProof::Ours | BlankProof::Foreign => Access::Exclusive,
     };
-    let refuse = |why: String| {
-        Err(HostError::Refused { what: format!("not formatting {}: {why}", device.path.display()) })
-    };
+    let shown = device.path.display();
+    let refuse =
+        |why: String| Err(HostError::Refused { what: format!("not formatting {shown}: {why}") });
+    let not_blank =
+        |what: String| Err(HostError::NotBlank { what: format!("{shown} holds {what}") });
     if device.read_only {
         return refuse("it is attached read-only".into());
     }
@@ -216,7 +218,7 @@ fn prove(device: &Device, size: u64, proof: BlankProof) -> Result<(), HostError>
     }
     if let Some(first) = found.first() {
         let at = first.at;
-        return refuse(format!("it holds {} (at byte {at})", contents(found)));
+        return not_blank(format!("{} (at byte {at})", contents(found)));
     }
     let edge = match proof {
         BlankProof::Ours | BlankProof::OursDirty => 2 * MIB,
@@ -233,7 +235,7 @@ fn prove(device: &Device, size: u64, proof: BlankProof) -> Result<(), HostError>
     }
     for (start, end) in ranges {
         if let Some(at) = first_nonzero(&open, start, end)? {
-            return refuse(format!("it holds unknown data (first at byte {at})"));
+            return not_blank(format!("unknown data (first at byte {at})"));
         }
     }
     Ok(())
