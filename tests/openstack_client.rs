@@ -1,9 +1,7 @@
 //! The OpenStack client against a real Keystone and Cinder.
 //!
-//! Runs when `CINDER_TEST_ENDPOINT` (Keystone's address), `CINDER_TEST_USERNAME`,
-//! `CINDER_TEST_PASSWORD` and `CINDER_TEST_PROJECT` (a name) are set; says so and passes when
-//! not. `CINDER_TEST_REGION` and `CINDER_TEST_DOMAIN` are optional. Every volume that a test makes
-//! has a name of its own and is removed at its end, also when the test fails.
+//! Which one, and what happens where there is none: `support/real_cloud.rs`. Every volume that a
+//! test makes has a name of its own and is removed at its end, also when the test fails.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,10 +9,12 @@
     reason = "test code: a panic is how a test fails"
 )]
 
+#[path = "support/real_cloud.rs"]
+mod real_cloud;
+
 use std::collections::BTreeMap;
 use std::env;
 use std::future::Future;
-use std::io::Write;
 use std::time::Duration;
 
 use cinder_docker_driver::config::{CloudSettings, Credentials, NameOrId, Scope};
@@ -26,28 +26,17 @@ use uuid::Uuid;
 
 /// The settings of the cloud to test with, if there is one.
 fn settings() -> Option<CloudSettings> {
-    let var = |name: &str| env::var(format!("CINDER_TEST_{name}")).ok();
-    let Some(endpoint) = var("ENDPOINT") else {
-        // Not eprintln: the harness would swallow it, as this test passes.
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: CINDER_TEST_ENDPOINT is not set, nothing was tested against a real cloud"
-        );
-        return None;
-    };
-    let domain = NameOrId::Name(var("DOMAIN").unwrap_or_else(|| "Default".to_owned()));
+    let cloud = real_cloud::real_cloud()?;
+    let domain = NameOrId::Name(cloud.domain);
     Some(CloudSettings {
-        endpoint,
+        endpoint: cloud.endpoint,
         credentials: Credentials::Password {
-            user: NameOrId::Name(var("USERNAME").expect("CINDER_TEST_USERNAME")),
+            user: NameOrId::Name(cloud.username),
             user_domain: domain.clone(),
-            password: var("PASSWORD").expect("CINDER_TEST_PASSWORD").into(),
+            password: cloud.password.into(),
         },
-        scope: Scope::Project {
-            project: NameOrId::Name(var("PROJECT").expect("CINDER_TEST_PROJECT")),
-            domain,
-        },
-        region: var("REGION").unwrap_or_default(),
+        scope: Scope::Project { project: NameOrId::Name(cloud.project), domain },
+        region: cloud.region,
         interface: "public".to_owned(),
         block_storage_endpoint: None,
         ca_file: None,
@@ -387,6 +376,16 @@ async fn wrong_credentials_and_addresses_are_named() {
     assert_eq!(error.kind, CloudErrorKind::Unauthenticated, "{error}");
     assert!(error.message.contains("Username, Password, TenantID"), "{error}");
     assert!(!error.message.contains("not-the-passw0rd"), "{error}");
+
+    let unknown = Credentials::ApplicationCredential {
+        credential: NameOrId::Id("deadbeefdeadbeefdeadbeefdeadbeef".to_owned()),
+        user: None,
+        secret: "not-the-passw0rd".to_owned().into(),
+    };
+    let wrong = CloudSettings { credentials: unknown, ..settings.clone() };
+    let error = Cloud::new(&wrong).unwrap().facts().await.unwrap_err();
+    assert_eq!(error.kind, CloudErrorKind::Unauthenticated, "{error}");
+    assert!(error.message.contains("application credential"), "{error}");
 
     let wrong = CloudSettings { region: "NoSuchRegion".to_owned(), ..settings.clone() };
     let error = Cloud::new(&wrong).unwrap().facts().await.unwrap_err();

@@ -1,10 +1,14 @@
-//! The sandbox against recordings of real clouds: `fixtures/exchanges-modern.md` (Keystone 22 and
-//! Cinder 21, Zed) and `fixtures/exchanges-old.md` (Keystone 12 and Cinder 12, Queens, with v2.0
-//! and v2).
+//! The sandbox against recordings of real clouds.
 //!
-//! Each request is sent in the recorded order. The answer must have the recorded status, error kind
-//! and message, and exactly the recorded JSON paths, each of the recorded type. Ids are mapped as
-//! they appear.
+//! | recording | of | |
+//! | --- | --- | --- |
+//! | `fixtures/exchanges-driver.md` | Zed | every call of the driver, each refusal; also played against a real cloud |
+//! | `fixtures/exchanges-modern.md` | Keystone 22 and Cinder 21, Zed | v3 at large |
+//! | `fixtures/exchanges-old.md` | Keystone 12 and Cinder 12, Queens | v2.0, v2 and v3 |
+//!
+//! Each request is sent in the recorded order, with ids mapped as they appear. Of the driver's
+//! recording, everything in the answer must be as recorded; of the older two, the status, the
+//! error's kind and message, the JSON paths with their types, and the values of [`COMPARED`].
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,15 +16,274 @@
     reason = "test code: a panic is how a test fails"
 )]
 
+#[path = "support/exchanges.rs"]
+mod exchanges;
+#[path = "support/real_cloud.rs"]
+mod real_cloud;
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use cinder_docker_driver::sandbox::faults::{Action, Entry};
 use cinder_docker_driver::sandbox::{Behaviour, Generation, Nova, Options, Quotas, Sandbox};
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
+use exchanges::{Answer, Exchange, Place, Player, differences, parse, paths, rewrite, shapes};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use support::{Cloud, Node};
+use tokio::sync::Mutex;
+
+const DRIVER: &str = include_str!("fixtures/exchanges-driver.md");
+
+/// What depends on the cloud, so that only its paths and types count: the catalog and the roles.
+const OF_EACH_CLOUD: &[&str] =
+    &[".token.catalog", ".token.roles", ".token.user", ".token.project.name", ".token.audit_ids"];
+
+/// What the sandbox has in its own way besides: its targets are on paper.
+const OF_THE_SANDBOX: &[&str] = &[
+    ".connection_info.data.target_portal",
+    ".attachment.connection_info.target_portal",
+    ".attachments[].connection_info.target_portal",
+];
+
+#[tokio::test]
+async fn the_sandbox_answers_the_driver_as_a_real_cloud_did() {
+    let (differences, _) = play_on_sandbox().await;
+    assert_none(&differences);
+}
+
+/// The recording is of the real one. With `CINDER_TEST_RECORD=1`, it is made anew.
+#[tokio::test]
+async fn the_recording_is_what_a_real_cloud_answers() {
+    let Some(cloud) = real_cloud::real_cloud() else { return };
+    let place = Place {
+        endpoint: cloud.endpoint,
+        username: cloud.username,
+        password: cloud.password,
+        project: cloud.project,
+        application_credential: None,
+    };
+    let recorded = parse(DRIVER);
+    let player = Arc::new(Mutex::new(Player::of(&place).await));
+    let played = Arc::clone(&player);
+    let exchanges = recorded.clone();
+    // A task of its own: what it made is removed also when it fails.
+    let play = tokio::spawn(async move {
+        let mut player = played.lock().await;
+        let mut answers = Vec::new();
+        for exchange in &exchanges {
+            let answer = player.play(exchange).await;
+            answers.push(player.shown(&answer));
+        }
+        answers
+    });
+    let outcome = play.await;
+    player.lock().await.clean_up().await;
+    let answers = outcome.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    if std::env::var("CINDER_TEST_RECORD").as_deref() == Ok("1") {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/exchanges-driver.md");
+        std::fs::write(file, rewrite(DRIVER, &answers)).unwrap();
+        return;
+    }
+    let mut found = Vec::new();
+    for (exchange, answer) in recorded.iter().zip(&answers) {
+        found.extend(compared(exchange, answer, OF_EACH_CLOUD));
+    }
+    assert_none(&found);
+}
+
+/// Plays the driver's recording; answers what differs, and what was asked.
+async fn play_on_sandbox() -> (Vec<String>, Vec<Entry>) {
+    let dir = tempfile::tempdir().unwrap();
+    let behaviour = Behaviour { legacy_apis: false, ..as_recorded() };
+    let sandbox = Sandbox::start(Options::new(dir.path()).behaviour(behaviour)).await.unwrap();
+    let config = sandbox.config();
+    let text = |key: &str| config[key].as_str().unwrap().to_owned();
+    let (credential, secret) = sandbox.application_credential().unwrap();
+    let place = Place {
+        endpoint: text("Endpoint"),
+        username: text("Username"),
+        password: text("Password"),
+        project: "mesos".to_owned(),
+        application_credential: Some((credential, "sandbox".to_owned(), secret)),
+    };
+    let mut player = Player::of(&place).await;
+    sandbox.faults().clear_requests();
+    let loose = [OF_EACH_CLOUD, OF_THE_SANDBOX].concat();
+    let mut found = Vec::new();
+    for exchange in &parse(DRIVER) {
+        let answer = player.play(exchange).await;
+        found.extend(compared(exchange, &player.shown(&answer), &loose));
+    }
+    (found, sandbox.faults().requests())
+}
+
+/// What tells one call and answer from another: ids, names and values do not.
+fn sort_of(entry: &Entry) -> String {
+    let (path, query) = entry.path.split_once('?').unwrap_or((&entry.path, ""));
+    let mut keys: Vec<_> = query.split('&').map(|pair| pair.split('=').next().unwrap()).collect();
+    keys.sort_unstable();
+    format!(
+        "{} {} {} ?{} @{} -> {}",
+        entry.method,
+        shapes(path),
+        entry.call,
+        keys.join("&"),
+        entry.microversion.as_deref().unwrap_or("none"),
+        entry.status.unwrap()
+    )
+}
+
+/// Calls of the test itself, told from the daemon's by this.
+const OUR_OWN: &str = "3.45";
+
+/// The daemon's whole life, in each of the attach flows: whatever it asks Cinder and Keystone, and
+/// whatever they answer, a real cloud was asked and has answered.
+#[tokio::test]
+async fn every_call_of_the_daemon_was_recorded() {
+    let (_, played) = play_on_sandbox().await;
+    let recorded: BTreeSet<String> = played.iter().map(sort_of).collect();
+    let lives = tokio::join!(asked_by_the_daemon("actions"), asked_by_the_daemon("attachments"));
+    for (flow, asked) in [("actions", lives.0), ("attachments", lives.1)] {
+        assert!(asked.len() > 25, "{flow}: it did not live: {asked:#?}");
+        let missing: Vec<_> = asked.difference(&recorded).collect();
+        assert!(missing.is_empty(), "{flow}: not in exchanges-driver.md: {missing:#?}");
+    }
+}
+
+async fn asked_by_the_daemon(flow: &str) -> BTreeSet<String> {
+    let cloud = Cloud::start_with(|options| options.behaviour.legacy_apis = false).await;
+    live(&cloud, flow).await;
+    let asked = cloud.sandbox.faults().requests();
+    let ours = format!("volume {OUR_OWN}");
+    let of_daemon = asked.iter().filter(|entry| entry.microversion.as_ref() != Some(&ours));
+    // A 401 comes from the door, whatever is asked for. A back end that fails (here: a device that
+    // is busy) is nothing that could be recorded.
+    let answered =
+        of_daemon.filter(|entry| entry.status.is_some_and(|status| status != 401 && status < 500));
+    answered.map(sort_of).collect()
+}
+
+async fn live(cloud: &Cloud, flow: &str) {
+    let settings = json!({ "AttachFlow": flow, "RemoveForeign": true });
+    let mut node = Node::start_with(cloud, settings.clone()).await;
+    let other = Node::start_with(cloud, settings).await;
+    assert_eq!(node.list().await.unwrap(), [""; 0]);
+    node.get("v").await.unwrap_err();
+    node.mount("v", "c").await.unwrap_err();
+    node.cli(&["check"]).await;
+
+    // Creations, and what is refused.
+    node.create("v", json!({ "type": "solidfire", "metadata": "a=b" })).await.unwrap();
+    node.create("v", json!({})).await.unwrap();
+    let found = cloud.cinder_at("GET", "/volumes?name=v", Value::Null, OUR_OWN).await;
+    let id = found["volumes"][0]["id"].as_str().unwrap().to_owned();
+    let nothing = "00000000-0000-4000-8000-000000000000";
+    for options in [
+        json!({ "type": "nothing" }),
+        json!({ "availability_zone": "nowhere" }),
+        json!({ "size": 100_000 }),
+        json!({ "snapshot": "nothing" }),
+        json!({ "snapshot": nothing }),
+        json!({ "from": "nothing" }),
+        json!({ "from": nothing }),
+        json!({ "image": "nothing" }),
+        json!({ "image": nothing }),
+        json!({ "description": "d".repeat(256) }),
+    ] {
+        node.create("refused", options.clone()).await.expect_err(&options.to_string());
+    }
+
+    // Mounts: twice on one host, refused to another, and by the volume's id.
+    node.mount("v", "c1").await.unwrap();
+    node.mount("v", "c2").await.unwrap();
+    node.get("v").await.unwrap();
+    other.mount("v", "c").await.unwrap_err();
+    other.remove("v").await.unwrap_err();
+    other.cli(&["release", "v", "--id", &id]).await;
+    node.unmount("v", "c1").await.unwrap();
+    node.unmount("v", "c2").await.unwrap();
+    other.mount(&id, "c").await.unwrap();
+    other.unmount(&id, "c").await.unwrap();
+    node.create("reader", json!({ "read_only": true, "from": "v" })).await.unwrap();
+    node.mount("reader", "c").await.unwrap();
+    node.unmount("reader", "c").await.unwrap();
+
+    // Copies.
+    let snapshot = json!({"snapshot": {"name": "s", "volume_id": id}});
+    let made = cloud.cinder_at("POST", "/snapshots", snapshot, OUR_OWN).await;
+    let snapshot = made["snapshot"]["id"].as_str().unwrap().to_owned();
+    let path = format!("/snapshots/{snapshot}");
+    while cloud.cinder_at("GET", &path, Value::Null, OUR_OWN).await["snapshot"]["status"]
+        != "available"
+    {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    node.remove("v").await.unwrap_err();
+    node.create("by-id", json!({ "snapshot": snapshot })).await.unwrap();
+    node.create("by-name", json!({ "snapshot": "s" })).await.unwrap();
+    node.create("copy", json!({ "from": "v" })).await.unwrap();
+    node.create("grown", json!({ "from": id, "size": 2 })).await.unwrap();
+    node.create("small", json!({ "from": "grown", "size": 1 })).await.unwrap_err();
+    cloud.cinder_at("DELETE", &path, Value::Null, OUR_OWN).await;
+
+    // Several hosts, each with an attachment.
+    node.create("many", json!({ "type": "multiattach" })).await.unwrap();
+    node.mount("many", "c").await.unwrap();
+    other.mount("many", "c").await.unwrap_err();
+    node.unmount("many", "c").await.unwrap();
+
+    // A list of many pages, and many volumes of one name.
+    cloud.sandbox.set_behaviour(Behaviour { max_limit: 2, ..cloud.sandbox.behaviour() });
+    assert!(node.list().await.unwrap().len() > 5);
+    for _ in 0..3 {
+        let twin = json!({"volume": {"name": "twin", "size": 1}});
+        cloud.cinder_at("POST", "/volumes", twin, OUR_OWN).await;
+    }
+    node.mount("twin", "c").await.unwrap_err();
+    cloud.sandbox.set_behaviour(Behaviour { max_limit: 1000, ..cloud.sandbox.behaviour() });
+
+    // A token that is gone, a creation and a deletion that fail.
+    cloud.sandbox.revoke_tokens();
+    node.mount("v", "c").await.unwrap();
+    cloud.sandbox.revoke_tokens();
+    node.unmount("v", "c").await.unwrap();
+    cloud.fail_once("create-volume", Action::FailCreate("asked for".into()));
+    node.create("failed", json!({})).await.unwrap_err();
+
+    // A crash with a mount, another in the midst of one, and a volume that goes away meanwhile.
+    node.mount("v", "c").await.unwrap();
+    node.kill();
+    node.run().await;
+    node.unmount("v", "c").await.unwrap();
+    for call in ["os-reserve", "attachment-create", "os-initialize_connection", "attachment-update"]
+    {
+        cloud.fail_once(call, Action::DropAfter);
+        node.mount("copy", "c").await.ok();
+        node.unmount("copy", "c").await.ok();
+        cloud.clear_faults();
+    }
+    for name in ["v", "reader", "by-id", "by-name", "grown", "many"] {
+        node.remove(name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    node.remove("v").await.ok();
+    node.get("v").await.unwrap_err();
+    node.cli(&["release", "copy", "--id", nothing]).await;
+}
+
+fn compared(exchange: &Exchange, answer: &Answer, loose: &[&str]) -> Vec<String> {
+    let title = &exchange.title;
+    let recorded = exchange.answer.as_ref();
+    let recorded = recorded.unwrap_or_else(|| panic!("{title}: not recorded yet"));
+    let found = differences(recorded, answer, loose).into_iter();
+    found.map(|found| format!("{title}: {found}")).collect()
+}
+
+fn assert_none(differences: &[String]) {
+    let all = differences.join("\n");
+    assert!(differences.is_empty(), "{} differences:\n{all}", differences.len());
+}
 
 /// Where the sandbox differs, and why: title of the exchange, the difference.
 const EXCEPTIONS: &[(&str, &str)] = &[
@@ -73,110 +336,56 @@ fn as_recorded() -> Behaviour {
     }
 }
 
-/// A recorded request and its answer.
-#[derive(Debug)]
-struct Exchange {
-    title: String,
-    method: String,
-    url: String,
-    headers: Vec<(String, String)>,
-    body: Value,
-    status: u16,
-    answer_headers: Vec<(String, String)>,
-    answer: Value,
-}
-
-/// Reads `### title`, then between fences: request line, headers and body; `HTTP status`, headers;
-/// body; with an empty line before and after the answer's head.
-fn parse(recording: &str) -> Vec<Exchange> {
-    let sections = recording.split("\n### ").skip(1);
-    sections
-        .map(|section| {
-            let (title, rest) = section.split_once('\n').unwrap();
-            let fenced = rest.split("```").nth(1).unwrap().trim();
-            let mut parts = fenced.splitn(3, "\n\n");
-            let mut request = parts.next().unwrap().lines();
-            let (method, url) = request.next().unwrap().split_once(' ').unwrap();
-            let (bodies, headers): (Vec<&str>, Vec<&str>) =
-                request.partition(|line| line.starts_with('{'));
-            let mut head = parts.next().unwrap().lines();
-            let status = head.next().unwrap().strip_prefix("HTTP ").unwrap().parse().unwrap();
-            let answer = parts.next().unwrap();
-            Exchange {
-                title: title.to_owned(),
-                method: method.to_owned(),
-                url: url.to_owned(),
-                headers: pairs(headers.into_iter()),
-                body: bodies
-                    .first()
-                    .map_or(Value::Null, |body| serde_json::from_str(body).unwrap()),
-                status,
-                answer_headers: pairs(head),
-                answer: match answer {
-                    "(empty body)" => Value::Null,
-                    text => serde_json::from_str(text).unwrap(),
-                },
-            }
-        })
-        .collect()
-}
-
-fn pairs<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(String, String)> {
-    let split = lines.map(|line| line.split_once(": ").unwrap());
-    split.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
-}
-
 async fn replay(recording: &str, behaviour: Behaviour, at_least: usize) {
     let exchanges = parse(recording);
     assert!(exchanges.len() >= at_least, "only {} exchanges were read", exchanges.len());
     let dir = tempfile::tempdir().unwrap();
     let sandbox = Sandbox::start(Options::new(dir.path()).behaviour(behaviour)).await.unwrap();
-    let mut player = Player { sandbox, ids: BTreeMap::new(), token: None };
-    player.learn_projects(&exchanges);
+    let mut player = Replay { sandbox, player: Player::default(), token: None };
+    player.learn_places(&exchanges);
     let mut differences = Vec::new();
     for exchange in &exchanges {
         player.prepare(exchange).await;
         let answer = player.send(exchange).await;
         player.learn(exchange, &answer);
-        let found = player.compare(exchange, &answer).into_iter();
+        let found = player.compare(exchange.answer.as_ref().unwrap(), &answer).into_iter();
         let counted = found.filter(|found| !is_exception(&exchange.title, found));
         differences.extend(counted.map(|found| format!("{}: {found}", exchange.title)));
     }
-    assert!(
-        differences.is_empty(),
-        "{} differences:\n{}",
-        differences.len(),
-        differences.join("\n")
-    );
+    assert_none(&differences);
 }
 
 fn is_exception(title: &str, difference: &str) -> bool {
     EXCEPTIONS.contains(&(title, difference))
 }
 
-struct Player {
+/// A replay of a recording that has ids and addresses as they were.
+struct Replay {
     sandbox: Sandbox,
-    /// Recorded id or token → ours.
-    ids: BTreeMap<String, String>,
+    player: Player,
     token: Option<String>,
 }
 
-struct Answer {
-    status: u16,
-    headers: hyper::HeaderMap,
-    body: Value,
-}
-
-impl Player {
-    /// The requests name both projects before any answer does.
-    fn learn_projects(&mut self, exchanges: &[Exchange]) {
+impl Replay {
+    /// The requests name the services and both projects before any answer does.
+    fn learn_places(&mut self, exchanges: &[Exchange]) {
+        let base = format!("http://{}", self.sandbox.address());
+        for (recorded, here) in [
+            ("http://127.0.0.1:5000", ""),
+            ("http://127.0.0.1:15000", ""),
+            ("http://127.0.0.1:8776", "/volume"),
+            ("http://127.0.0.1:18776", "/volume"),
+        ] {
+            self.player.names.insert(recorded.to_owned(), format!("{base}{here}"));
+        }
         for (title, project) in [
             ("v3 token with catalog, scoped by project id", "mesos"),
             ("v3: existing project without a role in it", "other"),
         ] {
             let exchange = exchanges.iter().find(|exchange| exchange.title == title).unwrap();
             let recorded = exchange.body["auth"]["scope"]["project"]["id"].as_str().unwrap();
-            self.ids.insert(recorded.to_owned(), self.sandbox.project(project).unwrap());
+            let ours = self.sandbox.project(project).unwrap();
+            self.player.names.insert(recorded.to_owned(), ours);
         }
     }
 
@@ -246,144 +455,64 @@ impl Player {
 
     /// A request that was not recorded.
     async fn own(&self, method: &str, path: &str, body: &Value) -> Answer {
-        let headers = [
-            ("X-Auth-Token".to_owned(), self.token.clone().unwrap_or_default()),
-            ("OpenStack-API-Version".to_owned(), "volume 3.50".to_owned()),
-        ];
-        self.request(method, path, &headers, body).await
+        let token = self.token.clone().unwrap_or_default();
+        let headers = [("X-Auth-Token", &*token), ("OpenStack-API-Version", "volume 3.50")];
+        let url = format!("http://{}{path}", self.sandbox.address());
+        self.player.send(method, &url, &headers, body).await
     }
 
-    /// A recorded text with our ids.
-    fn mapped(&self, text: &str) -> String {
-        self.ids.iter().fold(text.to_owned(), |text, (theirs, ours)| text.replace(theirs, ours))
-    }
-
-    async fn send(&self, exchange: &Exchange) -> Answer {
-        let (_, rest) = exchange.url.split_once("://").unwrap();
-        let (host, path) = rest.split_at(rest.find('/').unwrap());
-        let root = if host.ends_with("8776") { "/volume" } else { "" };
-        let mut headers: Vec<(String, String)> = exchange
-            .headers
-            .iter()
-            .map(|(name, value)| (name.clone(), self.mapped(value)))
-            .collect();
+    async fn send(&mut self, exchange: &Exchange) -> Answer {
+        let mut exchange = exchange.clone();
         // The recording leaves the token out.
         let token = match exchange.title.as_str() {
             title if title.ends_with("no token") => None,
             title if title.ends_with("invalid token") => Some("nonsense".to_owned()),
             _ => self.token.clone(),
         };
-        headers.extend(token.map(|token| ("X-Auth-Token".to_owned(), token)));
-        let body = serde_json::from_str(&self.mapped(&exchange.body.to_string())).unwrap();
-        let path = self.mapped(&format!("{root}{path}"));
-        self.request(&exchange.method, &path, &headers, &body).await
-    }
-
-    async fn request(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[(String, String)],
-        body: &Value,
-    ) -> Answer {
-        let stream = TcpStream::connect(self.sandbox.address()).await.unwrap();
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        let mut request = hyper::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("Host", self.sandbox.address().to_string());
-        for (name, value) in headers {
-            request = request.header(name, value);
-        }
-        let bytes = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        let response = sender.send_request(request.body(Full::new(bytes)).unwrap()).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        Answer {
-            status: parts.status.as_u16(),
-            headers: parts.headers,
-            body: match bytes.len() {
-                0 => Value::Null,
-                _ => serde_json::from_slice(&bytes).unwrap(),
-            },
-        }
+        exchange.headers.extend(token.map(|token| ("X-Auth-Token".to_owned(), token)));
+        self.player.play(&exchange).await
     }
 
     /// Ids and tokens of the answer.
     fn learn(&mut self, exchange: &Exchange, answer: &Answer) {
-        let header = exchange.answer_headers.iter().find(|(name, _)| name == "X-Subject-Token");
-        let ours = answer.headers.get("X-Subject-Token").and_then(|token| token.to_str().ok());
-        if let (Some((_, theirs)), Some(ours)) = (header, ours) {
-            self.ids.insert(theirs.clone(), ours.to_owned());
+        let recorded = exchange.answer.as_ref().unwrap();
+        let (theirs, ours) = (recorded.header("X-Subject-Token"), answer.header("X-Subject-Token"));
+        if let (Some(theirs), Some(ours)) = (theirs, ours) {
+            self.player.names.insert(theirs.to_owned(), ours.to_owned());
             self.token = Some(ours.to_owned());
         }
         if let Some(token) = answer.body["access"]["token"]["id"].as_str() {
             self.token = Some(token.to_owned());
         }
-        pair_ids(&exchange.answer, &answer.body, &mut self.ids);
+        pair_ids(&recorded.body, &answer.body, &mut self.player.names);
     }
 
-    fn compare(&self, exchange: &Exchange, answer: &Answer) -> Vec<String> {
-        if exchange.status != answer.status {
+    fn compare(&self, recorded: &Answer, answer: &Answer) -> Vec<String> {
+        if recorded.status != answer.status {
             return vec![format!(
                 "answered {} {}, recorded {}",
-                answer.status, answer.body, exchange.status
+                answer.status, answer.body, recorded.status
             )];
         }
         let mut differences = Vec::new();
-        let (theirs, ours) = (paths(&exchange.answer), paths(&answer.body));
+        let (theirs, ours) = (paths(&recorded.body), paths(&answer.body));
         differences.extend(theirs.difference(&ours).map(|path| format!("{path} is missing")));
         differences.extend(ours.difference(&theirs).map(|path| format!("{path} is not recorded")));
-        let (theirs, ours) = (message(&exchange.answer), message(&answer.body));
-        let theirs = theirs.map(|text| self.mapped(&text));
-        if theirs != ours {
+        let theirs = recorded.message().map(|text| self.player.here(text));
+        let ours = answer.message();
+        if theirs.as_deref() != ours {
             differences.push(format!("message {ours:?}, recorded {theirs:?}"));
         }
-        compare_values("", &exchange.answer, &answer.body, &mut differences);
+        compare_values("", &recorded.body, &answer.body, &mut differences);
         let compared = ["Content-Type", "Retry-After", "Openstack-Api-Version"];
-        for (name, theirs) in &exchange.answer_headers {
-            let ours = answer.headers.get(name).and_then(|value| value.to_str().ok());
+        for (name, theirs) in &recorded.headers {
+            let ours = answer.header(name);
             if compared.contains(&name.as_str()) && ours != Some(theirs) {
                 differences.push(format!("header {name} is {ours:?}, recorded {theirs}"));
             }
         }
         differences
     }
-}
-
-/// `volumes[].attachments[].device: string` for everything in the body.
-fn paths(body: &Value) -> BTreeSet<String> {
-    fn walk(path: &str, value: &Value, found: &mut BTreeSet<String>) {
-        let kind = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "boolean",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) => "array",
-            Value::Object(_) => "object",
-        };
-        found.insert(format!("{path}: {kind}"));
-        match value {
-            Value::Array(items) => {
-                items.iter().for_each(|item| walk(&format!("{path}[]"), item, found));
-            }
-            Value::Object(members) => {
-                members.iter().for_each(|(key, item)| walk(&format!("{path}.{key}"), item, found));
-            }
-            _ => {}
-        }
-    }
-    let mut found = BTreeSet::new();
-    walk("", body, &mut found);
-    found
-}
-
-/// First line of an error's message; JSON schema adds the schema below it.
-fn message(body: &Value) -> Option<String> {
-    let error = body.as_object()?.values().next()?;
-    Some(error.get("message")?.as_str()?.lines().next()?.to_owned())
 }
 
 fn compare_values(path: &str, theirs: &Value, ours: &Value, differences: &mut Vec<String>) {

@@ -129,6 +129,14 @@ fn kind_of(
         }
         400 if message.starts_with("Invalid volume:") => CloudErrorKind::InvalidState,
         401 => CloudErrorKind::Unauthenticated,
+        // An unknown application credential and a token of another cloud are not found; of a path
+        // that leads nowhere Keystone says nothing, in HTML, or the one sentence.
+        404 if call.service == Service::Identity
+            && fault.name.as_deref() == Some("error")
+            && message != NO_SUCH_ROUTE =>
+        {
+            CloudErrorKind::Unauthenticated
+        }
         403 => CloudErrorKind::Forbidden,
         404 if fault.name.as_deref() == Some("itemNotFound") && message != NO_SUCH_ROUTE => {
             if call.missing_is_an_answer {

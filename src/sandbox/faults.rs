@@ -172,6 +172,8 @@ pub struct Entry {
     pub method: String,
     /// With its query.
     pub path: String,
+    /// `volume 3.44`
+    pub microversion: Option<String>,
     /// What was answered; `None` while it runs, and when the connection was dropped.
     pub status: Option<u16>,
     /// The volume it is about, where the request says so.

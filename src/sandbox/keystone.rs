@@ -17,6 +17,9 @@ pub(super) const REGION: &str = "RegionOne";
 const DOMAIN_ID: &str = "default";
 const DOMAIN_NAME: &str = "Default";
 const ROLE: &str = "member";
+const NO_SUCH_PAGE: &str = "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n\
+    <h1>Not Found</h1>\n<p>The requested URL was not found on the server. If you entered the URL \
+    manually please check your spelling and try again.</p>\n";
 
 /// The call's name, for fault rules and the log.
 pub(super) fn classify(request: &Request) -> &'static str {
@@ -44,7 +47,7 @@ pub(super) fn handle(cloud: &Cloud, request: &Request, call: &str) -> Reply {
         ("identity-versions", ["v3"]) => {
             Ok(Reply::json(200, &json!({"version": version_3(&behaviour, &base)})))
         }
-        (_, ["v2.0", ..]) if !behaviour.legacy_apis => Err(Refusal::NotFound),
+        (_, ["v2.0", ..]) if !behaviour.legacy_apis => Err(Refusal::NoSuchPage),
         ("identity-versions", ["v2.0"]) => {
             Ok(Reply::json(200, &json!({"version": version_2(&base)})))
         }
@@ -52,10 +55,10 @@ pub(super) fn handle(cloud: &Cloud, request: &Request, call: &str) -> Reply {
         ("authenticate", ["v2.0", ..]) => login_2(cloud, request),
         ("validate-token", _) => validate(cloud, request),
         ("revoke-token", _) => revoke(cloud, request),
-        _ => Err(Refusal::NotFound),
+        _ => Err(Refusal::NoSuchPage),
     };
     answered
-        .unwrap_or_else(|refusal| refusal.reply(&base))
+        .unwrap_or_else(|refusal| refusal.reply(&behaviour, &base))
         .header("Vary", "X-Auth-Token")
         .header("x-openstack-request-id", format!("req-{}", Uuid::new_v4()))
 }
@@ -63,20 +66,38 @@ pub(super) fn handle(cloud: &Cloud, request: &Request, call: &str) -> Reply {
 /// Why Keystone says no.
 enum Refusal {
     Unauthorized,
-    NotFound,
+    /// A path that leads nowhere.
+    NoSuchPage,
+    NotFound(String),
     Malformed(String),
 }
 
 impl Refusal {
-    fn reply(&self, base: &str) -> Reply {
+    fn reply(&self, behaviour: &Behaviour, base: &str) -> Reply {
         let (status, title, message) = match self {
             Self::Unauthorized => return unauthorized(base),
-            Self::NotFound => (404, "Not Found", "The resource could not be found."),
+            Self::NoSuchPage if behaviour.generation == Generation::Zed => return no_such_page(),
+            Self::NoSuchPage => (404, "Not Found", "The resource could not be found."),
+            Self::NotFound(message) => (404, "Not Found", message.as_str()),
             Self::Malformed(message) => (400, "Bad Request", message.as_str()),
         };
         let error = json!({"code": status, "message": message, "title": title});
         Reply::json(status, &json!({"error": error}))
     }
+}
+
+/// Flask's page for people.
+fn no_such_page() -> Reply {
+    Reply {
+        status: 404,
+        headers: vec![("Content-Type", "text/html; charset=utf-8".into())],
+        body: NO_SUCH_PAGE.into(),
+    }
+}
+
+/// Keystone, when a token is not one of its own.
+fn no_such_token() -> Refusal {
+    Refusal::NotFound("Could not recognize Fernet token".to_owned())
 }
 
 /// The one 401 of Keystone and of the middleware in front of Cinder.
@@ -135,7 +156,23 @@ fn version_2(base: &str) -> Value {
 struct Login {
     user: User,
     project: Option<Project>,
-    method: &'static str,
+    methods: Vec<String>,
+    application_credential: Option<String>,
+}
+
+impl Login {
+    fn new(user: User, project: Option<Project>, method: &str) -> Self {
+        let methods = vec![method.to_owned()];
+        Self { user, project, methods, application_credential: None }
+    }
+
+    /// With a token, which stays what it was.
+    fn again(token: &Token, user: User, project: Option<Project>) -> Self {
+        let mut methods = vec!["token".to_owned()];
+        methods.extend(token.methods.iter().filter(|method| *method != "token").cloned());
+        let application_credential = token.application_credential.clone();
+        Self { user, project, methods, application_credential }
+    }
 }
 
 fn login_3(cloud: &Cloud, request: &Request) -> Result<Reply, Refusal> {
@@ -145,22 +182,23 @@ fn login_3(cloud: &Cloud, request: &Request) -> Result<Reply, Refusal> {
     let method = identity.get("methods").and_then(|methods| methods.get(0)).and_then(Value::as_str);
     let login = cloud.store.read(|state| match method {
         Some("password") => {
-            let user = password_user(state, &identity["password"]["user"])?;
-            let project = scope_3(state, &user, auth.get("scope"))?;
-            Some(Login { user, project, method: "password" })
+            let user = password_user(state, &identity["password"]["user"]);
+            let user = user.ok_or(Refusal::Unauthorized)?;
+            let project = scope_3(state, &user, auth.get("scope")).ok_or(Refusal::Unauthorized)?;
+            Ok(Login::new(user, project, "password"))
         }
         Some("token") => {
-            let token = find_token(state, identity["token"]["id"].as_str()?)?;
-            let user = find_user(state, &token.user_id)?;
-            let project = scope_3(state, &user, auth.get("scope"))?;
-            Some(Login { user, project, method: "token" })
+            let id = identity["token"]["id"].as_str();
+            let token = id.and_then(|id| find_token(state, id)).ok_or_else(no_such_token)?;
+            let user = find_user(state, &token.user_id).ok_or(Refusal::Unauthorized)?;
+            let project = scope_3(state, &user, auth.get("scope")).ok_or(Refusal::Unauthorized)?;
+            Ok(Login::again(&token, user, project))
         }
         Some("application_credential") => {
             application_credential(state, &identity["application_credential"])
         }
-        _ => None,
-    });
-    let login = login.ok_or(Refusal::Unauthorized)?;
+        _ => Err(Refusal::Unauthorized),
+    })?;
     let (id, token) = issue(cloud, &login);
     let view = token_3(cloud, request, &token).ok_or(Refusal::Unauthorized)?;
     Ok(Reply::json(201, &view).header("X-Subject-Token", id))
@@ -194,7 +232,7 @@ fn login_2(cloud: &Cloud, request: &Request) -> Result<Reply, Refusal> {
             (None, None) => None,
             (id, name) => Some(find_project(state, &user, id, name)?),
         };
-        Some(Login { user, project, method })
+        Some(Login::new(user, project, method))
     });
     let login = login.ok_or(Refusal::Unauthorized)?;
     let (id, token) = issue(cloud, &login);
@@ -228,7 +266,13 @@ fn password_user(state: &State, wanted: &Value) -> Option<User> {
     found.cloned()
 }
 
-fn application_credential(state: &State, wanted: &Value) -> Option<Login> {
+/// An unknown id is the one thing that Keystone does not call a 401.
+fn application_credential(state: &State, wanted: &Value) -> Result<Login, Refusal> {
+    let known = |id: &str| state.application_credentials.iter().any(|one| one.id == id);
+    if let Some(id) = wanted["id"].as_str().filter(|id| !known(id)) {
+        let message = format!("Could not find Application Credential: {id}.");
+        return Err(Refusal::NotFound(message));
+    }
     let credential = state.application_credentials.iter().find(|credential| {
         let by_id = wanted["id"].as_str() == Some(&credential.id);
         let by_name = wanted["name"].as_str() == Some(&credential.name)
@@ -239,10 +283,13 @@ fn application_credential(state: &State, wanted: &Value) -> Option<Login> {
                         && is_default_domain(owner.get("domain"))
             });
         (by_id || by_name) && wanted["secret"].as_str() == Some(&credential.secret)
-    })?;
-    let user = find_user(state, &credential.user_id)?;
-    let project = find_project(state, &user, Some(&credential.project_id), None)?;
-    Some(Login { user, project: Some(project), method: "application_credential" })
+    });
+    let credential = credential.ok_or(Refusal::Unauthorized)?;
+    let user = find_user(state, &credential.user_id).ok_or(Refusal::Unauthorized)?;
+    let project = find_project(state, &user, Some(&credential.project_id), None);
+    let project = Some(project.ok_or(Refusal::Unauthorized)?);
+    let login = Login::new(user, project, "application_credential");
+    Ok(Login { application_credential: Some(credential.id.clone()), ..login })
 }
 
 /// `None` = no such project for this user; `Some(None)` = unscoped was asked for.
@@ -297,7 +344,8 @@ fn issue(cloud: &Cloud, login: &Login) -> (String, Token) {
     let token = Token {
         user_id: login.user.id.clone(),
         project_id: login.project.as_ref().map(|project| project.id.clone()),
-        method: login.method.to_owned(),
+        methods: login.methods.clone(),
+        application_credential: login.application_credential.clone(),
         audit_id: hex_id().chars().take(22).collect(),
         issued,
         expires: issued + i64::from(cloud.behaviour().token_seconds) * 1_000_000,
@@ -311,17 +359,17 @@ fn issue(cloud: &Cloud, login: &Login) -> (String, Token) {
 
 fn validate(cloud: &Cloud, request: &Request) -> Result<Reply, Refusal> {
     token(cloud, request).ok_or(Refusal::Unauthorized)?;
-    let subject = request.header("X-Subject-Token").ok_or(Refusal::NotFound)?;
-    let found = cloud.store.read(|state| find_token(state, subject)).ok_or(Refusal::NotFound)?;
-    let view = token_3(cloud, request, &found).ok_or(Refusal::NotFound)?;
+    let subject = request.header("X-Subject-Token").ok_or_else(no_such_token)?;
+    let found = cloud.store.read(|state| find_token(state, subject)).ok_or_else(no_such_token)?;
+    let view = token_3(cloud, request, &found).ok_or_else(no_such_token)?;
     Ok(Reply::json(200, &view).header("X-Subject-Token", subject))
 }
 
 fn revoke(cloud: &Cloud, request: &Request) -> Result<Reply, Refusal> {
     token(cloud, request).ok_or(Refusal::Unauthorized)?;
-    let subject = request.header("X-Subject-Token").ok_or(Refusal::NotFound)?;
+    let subject = request.header("X-Subject-Token").ok_or_else(no_such_token)?;
     let removed = cloud.store.change(|state| state.tokens.remove(subject));
-    removed.map(|_| Reply::empty(204)).ok_or(Refusal::NotFound)
+    removed.map(|_| Reply::empty(204)).ok_or_else(no_such_token)
 }
 
 fn token_3(cloud: &Cloud, request: &Request, token: &Token) -> Option<Value> {
@@ -333,7 +381,7 @@ fn token_3(cloud: &Cloud, request: &Request, token: &Token) -> Option<Value> {
     })?;
     let domain = json!({"id": DOMAIN_ID, "name": DOMAIN_NAME});
     let mut view = json!({
-        "methods": [token.method],
+        "methods": token.methods,
         "user": {
             "domain": domain,
             "id": user.id,
@@ -344,6 +392,13 @@ fn token_3(cloud: &Cloud, request: &Request, token: &Token) -> Option<Value> {
         "expires_at": clock::keystone(token.expires),
         "issued_at": clock::keystone(token.issued),
     });
+    if let Some(id) = &token.application_credential {
+        let name = cloud.store.read(|state| {
+            let mut credentials = state.application_credentials.iter();
+            credentials.find(|one| one.id == *id).map(|one| one.name.clone())
+        });
+        view["application_credential"] = json!({"id": id, "name": name, "restricted": true});
+    }
     if let Some(project) = project {
         let services = services(&cloud.behaviour(), &request.base, &project.id);
         view["project"] = json!({"domain": domain, "id": project.id, "name": project.name});
@@ -409,6 +464,7 @@ fn services(behaviour: &Behaviour, base: &str, project: &str) -> Vec<Service> {
     if !queens {
         services.push(service("block-storage", "cinder", &volume_3));
     }
+    services.push(service("image", "glance", "/image"));
     if behaviour.nova != Nova::Absent {
         services.push(service("compute", "nova", &format!("/compute/v2.1/{project}")));
     }

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | Keystone | `/v3`, `/v2.0`, and below `/identity`, as DevStack has it |
 //! | Cinder | `/volume/v3/PROJECT`, `/volume/v2/PROJECT` |
+//! | Glance | `/image`: has no image |
 //! | Nova | `/compute`: knows no instance |
 //! | for tests and people | `/sandbox`: see [`control`] |
 

@@ -13,7 +13,9 @@ use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
+use uuid::Uuid;
 
 use super::cloud::Cloud;
 use super::faults::{Answer, Canned, Entry, Instead};
@@ -88,6 +90,7 @@ async fn handle(
         call: route.call.clone(),
         method: request.method.to_string(),
         path: path_and_query(&request),
+        microversion: request.header("OpenStack-API-Version").map(str::to_owned),
         status: None,
         volume_id: route.volume_id,
     });
@@ -105,6 +108,7 @@ async fn handle(
                 Service::Volume => {
                     cinder::handle(cloud, &request, &route.call, &plan.effects).await
                 }
+                Service::Image => image(cloud, &request),
                 Service::Compute => compute(&request),
             };
             match cloud.store.save().await {
@@ -137,12 +141,13 @@ async fn handle(
 struct Route {
     service: Service,
     call: String,
-    volume_id: Option<uuid::Uuid>,
+    volume_id: Option<Uuid>,
 }
 
 enum Service {
     Identity,
     Volume,
+    Image,
     Compute,
 }
 
@@ -154,6 +159,9 @@ impl Route {
                 let (call, volume_id) = cinder::classify(cloud, request, rest);
                 Self { service: Service::Volume, call, volume_id }
             }
+            Some((&"image", _)) => {
+                Self { service: Service::Image, call: "list-images".into(), volume_id: None }
+            }
             Some((&"compute", _)) => {
                 Self { service: Service::Compute, call: "compute".into(), volume_id: None }
             }
@@ -164,6 +172,19 @@ impl Route {
             },
         }
     }
+}
+
+/// A Glance without images.
+fn image(cloud: &Cloud, request: &Request) -> Reply {
+    if keystone::token(cloud, request).is_none() {
+        return keystone::unauthorized(&request.base);
+    }
+    if request.segments() != ["image", "v2", "images"] {
+        return ApiError::no_such_path().reply();
+    }
+    let first = path_and_query(request).trim_start_matches("/image").to_owned();
+    let none = json!({"images": [], "first": first, "schema": "/v2/schemas/images"});
+    Reply::json(200, &none).header("X-Openstack-Request-Id", format!("req-{}", Uuid::new_v4()))
 }
 
 /// A Nova that knows no instance.

@@ -65,7 +65,12 @@ pub(super) struct Token {
     pub(super) user_id: String,
     /// `None` = unscoped.
     pub(super) project_id: Option<String>,
-    pub(super) method: String,
+    /// How its user proved to be themselves, the latest first.
+    #[serde(default)]
+    pub(super) methods: Vec<String>,
+    /// Id of the application credential, if one was used.
+    #[serde(default)]
+    pub(super) application_credential: Option<String>,
     pub(super) audit_id: String,
     pub(super) issued: Micros,
     pub(super) expires: Micros,

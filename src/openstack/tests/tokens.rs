@@ -44,6 +44,23 @@ async fn many_callers_are_refused_by_one_login() {
 }
 
 #[tokio::test]
+async fn credentials_that_keystone_does_not_find_are_no_missing_api() {
+    for (message, found) in [
+        ("Could not find Application Credential: deadbeef.", "does not accept these credentials"),
+        ("Could not recognize Fernet token", "does not accept these credentials"),
+        ("The resource could not be found.", "there is no identity API"),
+    ] {
+        let toy = Toy::start(move |request| {
+            request.path.ends_with("/tokens").then(|| Reply::fault(404, "error", message))
+        })
+        .await;
+        let error = cloud(&toy).volume(id()).await.unwrap_err();
+        assert!(error.message.contains(found), "{message}: {error}");
+        assert_eq!(error.kind == CloudErrorKind::Unauthenticated, found.contains("accept"));
+    }
+}
+
+#[tokio::test]
 async fn a_caller_who_gives_up_does_not_take_the_login_with_him() {
     let release = Arc::new(AtomicUsize::new(0));
     let gate = Arc::clone(&release);

@@ -190,7 +190,13 @@ pub(super) fn deletion_allowed(
 }
 
 fn held_by_instance(instance: &str) -> ApiError {
-    ApiError::new(409, format!("Detach volume from instance {instance} using the Compute API"))
+    ApiError::new(
+        409,
+        format!(
+            "ConflictNovaUsingAttachment: Detach volume from instance {instance} using the Compute \
+             API"
+        ),
+    )
 }
 
 /// What os-attach is given, checked as its schema does.

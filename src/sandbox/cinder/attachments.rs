@@ -118,7 +118,7 @@ pub(super) async fn create(context: &Context<'_>) -> Result<Reply, ApiError> {
     };
     // A failure leaves the reservation, whose id the client never hears: so does Cinder.
     let info = export(context, &row, connector).await.map_err(|error| {
-        ApiError::new(500, format!("Unable to create attachment for volume ({}).", error.message))
+        ApiError::new(500, format!("Unable to create attachment for volume.({}).", error.message))
     })?;
     // Cinder answers the row as it was, with the connection_info added.
     let row = Attachment { connection_info: Some(info), ..row };
@@ -270,9 +270,8 @@ pub(super) async fn update(context: &Context<'_>, id: &str) -> Result<Reply, Api
         }
         Ok(row.clone())
     })?;
-    let info = export(context, &row, connector).await.map_err(|error| match error.status {
-        500 => ApiError::new(500, format!("Unable to update attachment ({}).", error.message)),
-        _ => error,
+    let info = export(context, &row, connector).await.map_err(|error| {
+        ApiError::new(500, format!("Unable to update attachment.({}).", error.message))
     })?;
     // Cinder answers the row as it was, with the connection_info added.
     let row = Attachment { connection_info: Some(info), ..row };

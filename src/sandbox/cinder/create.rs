@@ -41,8 +41,12 @@ fn new_volume(
 ) -> Result<(Volume, Option<Source>), ApiError> {
     let text = |key: &str| match body.get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if text.chars().count() <= 255 => Ok(Some(text.clone())),
-        Some(value @ Value::String(_)) => Err(ApiError::field(key, value, "is too long")),
+        Some(Value::String(text)) => match text.chars().count() {
+            ..=255 => Ok(Some(text.clone())),
+            long => {
+                Err(ApiError::invalid_input(format!("{key} has {long} characters, more than 255.")))
+            }
+        },
         Some(value) => Err(ApiError::field(key, value, "is not of type 'string'")),
     };
     let mut multiattach = body.get("multiattach").is_some_and(|value| *value == Value::Bool(true));
@@ -122,6 +126,13 @@ fn source<'a>(
     body: &Map<String, Value>,
 ) -> Result<Origin<'a>, ApiError> {
     let id = |key| body.get(key).and_then(Value::as_str);
+    for key in ["snapshot_id", "source_volid"] {
+        let wrong = id(key).filter(|id| !context.is_queens() && Uuid::parse_str(id).is_err());
+        if let Some(wrong) = wrong {
+            let problem = "is not valid under any of the given schemas";
+            return Err(ApiError::field(key, &wrong.into(), problem));
+        }
+    }
     if let Some(id) = id("snapshot_id") {
         let snapshot = snapshots::own(state, &context.project, id)?;
         if snapshot.status != "available" {
@@ -153,9 +164,20 @@ fn size(
     least: Option<(u64, Source)>,
 ) -> Result<u64, ApiError> {
     let size = match asked {
-        None | Some(Value::Null) => least.map(|(size, _)| size).ok_or_else(|| {
-            ApiError::invalid_input("Volume size 'None' must be an integer and greater than 0")
-        })?,
+        None | Some(Value::Null) => match least {
+            Some((size, _)) => size,
+            None if context.is_queens() => {
+                return Err(ApiError::invalid_input(
+                    "Volume size 'None' must be an integer and greater than 0",
+                ));
+            }
+            None => {
+                return Err(ApiError::bad(
+                    "The server could not comply with the request since it is either malformed or \
+                     otherwise incorrect.",
+                ));
+            }
+        },
         Some(value) => whole_gib(context, value)?,
     };
     match least {

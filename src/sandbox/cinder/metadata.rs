@@ -12,15 +12,33 @@ pub(super) fn parse(given: &Value) -> Result<BTreeMap<String, String>, ApiError>
     let Some(given) = given.as_object() else {
         return Err(ApiError::field("metadata", given, "is not of type 'object'"));
     };
-    given.iter().map(|(key, value)| Ok((key.clone(), text(key, value)?))).collect()
+    // Python shows it.
+    let shown = || {
+        let pairs = given.iter().map(|(key, value)| match value {
+            Value::String(text) => format!("'{key}': '{text}'"),
+            other => format!("'{key}': {other}"),
+        });
+        format!("{{{}}}", pairs.collect::<Vec<_>>().join(", "))
+    };
+    let read = given.iter().map(|(key, value)| match is_key(key) {
+        true => Ok((key.clone(), text(key, value)?)),
+        false => Err(ApiError::bad(format!(
+            "Invalid input for field/attribute metadata. Value: {}. '{key}' does not match any of \
+             the regexes: '^[a-zA-Z0-9-_:. /]{{1,255}}$'",
+            shown()
+        ))),
+    });
+    read.collect()
+}
+
+fn is_key(key: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_:. /".contains(&byte);
+    (1..=255).contains(&key.len()) && key.bytes().all(allowed)
 }
 
 fn text(key: &str, value: &Value) -> Result<String, ApiError> {
     let fits = |text: &str| text.chars().count() <= 255;
     match value {
-        _ if key.is_empty() || !fits(key) => {
-            Err(ApiError::bad(format!("Invalid metadata: key '{key}' has no or too many letters")))
-        }
         Value::String(text) if fits(text) => Ok(text.clone()),
         Value::String(_) => Err(ApiError::field(key, value, "is too long")),
         _ => Err(ApiError::field(key, value, "is not of type 'string'")),

@@ -92,6 +92,21 @@ fn volume_mut(state: &mut State, id: Uuid) -> Result<&mut Volume, ApiError> {
     state.volumes.get_mut(&id).ok_or_else(|| ApiError::not_found("Volume", id))
 }
 
+/// The name of calls that lead nowhere.
+const NOWHERE: &str = "volume-other";
+
+/// webob's answer for those; not in Cinder's own form.
+fn nowhere() -> Reply {
+    Reply::json(
+        404,
+        &json!({
+            "code": "404 Not Found",
+            "message": "The resource could not be found.<br /><br />\n\n\n",
+            "title": "Not Found",
+        }),
+    )
+}
+
 /// The call's name and its volume, for fault rules and the log. `path` is what follows `/volume`.
 pub(super) fn classify(cloud: &Cloud, request: &Request, path: &[&str]) -> (String, Option<Uuid>) {
     let name = match (request.method.as_str(), path.get(2..).unwrap_or_default()) {
@@ -123,7 +138,7 @@ pub(super) fn classify(cloud: &Cloud, request: &Request, path: &[&str]) -> (Stri
         ("GET", ["limits"]) => "limits",
         ("GET", ["messages"]) => "list-messages",
         ("GET", ["messages", _]) => "show-message",
-        _ => "volume-other",
+        _ => NOWHERE,
     };
     (name.to_owned(), volume_of(cloud, request, path))
 }
@@ -167,6 +182,8 @@ pub(super) async fn handle(
     };
     let reply = reply.header("X-Openstack-Request-Id", &id).header("X-Compute-Request-Id", id);
     match (version, microversion(request)) {
+        // What stands before Cinder's own code knows no microversions.
+        _ if reply.status == 401 || call == NOWHERE => reply,
         (Some(Version::V2), _) => reply,
         (_, asked) => reply
             .header("Openstack-Api-Version", format!("volume 3.{}", asked.unwrap_or(0)))
@@ -213,6 +230,9 @@ async fn answer(
     };
     if token.project_id.as_deref() != Some(project) {
         return Err(ApiError::bad("Malformed request url").reply());
+    }
+    if call == NOWHERE {
+        return Err(nowhere());
     }
     let context = Context {
         cloud,

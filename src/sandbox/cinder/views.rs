@@ -106,7 +106,12 @@ pub(super) fn attachment(row: &Attachment) -> Value {
     view["attached_at"] = row.attached_at.clone().unwrap_or_default().into();
     view["detached_at"] = "".into();
     view["attach_mode"] = json!(row.attach_mode);
-    view["connection_info"] = Value::Object(row.connection_info.clone().unwrap_or_default());
+    // Null for what os-attach made, {} before the connector came.
+    view["connection_info"] = match (&row.connection_info, row.attach_status.as_str()) {
+        (Some(info), _) => Value::Object(info.clone()),
+        (None, "attached") => Value::Null,
+        (None, _) => json!({}),
+    };
     view
 }
 
