@@ -152,7 +152,7 @@ fn task(line: &str) -> String {
 /// What the service's running task found and wrote, when that is more than `before`.
 async fn found_after(node: &Node, before: &str) -> String {
     let ids = "docker ps -q --filter label=com.docker.swarm.service.name=web";
-    let log = until(120, "a task of the service runs", || async {
+    let log = until(300, "a task of the service runs", || async {
         // Between two tasks there is none.
         let found = node.run(&format!("docker logs $({ids})")).await;
         let log = String::from_utf8_lossy(&found.stdout).trim_end().to_owned();
@@ -177,7 +177,7 @@ async fn swarm(image: &str) {
     let node = Node::with_driver("swarm", image, &project, json!({})).await;
     node.sh("docker swarm init --advertise-addr 10.0.2.15").await;
     node.sh(&format!(
-        "docker service create --detach --name web --stop-grace-period 1s --restart-delay 1s \
+        "docker service create --detach --no-resolve-image --name web --stop-grace-period 1s --restart-delay 1s \
          --mount type=volume,source=web,target=/data,volume-driver=cinder,volume-opt=size=2 \
          busybox {}",
         task("one")
