@@ -289,6 +289,7 @@ fn add_to(mut error: HostError, text: &str) -> HostError {
         HostError::Tool { what, .. }
         | HostError::Busy { what }
         | HostError::Refused { what }
+        | HostError::NotBlank { what }
         | HostError::Unsupported { what }
         | HostError::Login { what } => what.push_str(text),
         HostError::Io { .. } | HostError::Timeout { .. } => {}
