@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::stat::{major, minor};
+use tokio::time::{Instant, sleep};
 
 use super::Device;
 use crate::host::filesystem::mountinfo::{self, DeviceNumber};
@@ -21,6 +22,9 @@ use crate::host::{HostError, Paths};
 
 /// How long opening and reading a device may take.
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
+/// How long a new disk may be there without being open to anybody, and the pause between looks.
+const APPEARANCE_LIMIT: Duration = Duration::from_secs(3);
+const APPEARANCE_POLL: Duration = Duration::from_millis(20);
 /// How long flushing may take: dirty pages may be many, but a dead target must not hold us up.
 const FLUSH_LIMIT: Duration = Duration::from_secs(20);
 /// A sector of sysfs' `size`, whatever the device's own.
@@ -145,7 +149,25 @@ pub async fn is_claimed(path: &Path) -> Result<bool, HostError> {
 }
 
 /// Reads the first 4 KiB: the device answers.
+///
+/// The kernel shows a new disk, and its node, a moment before it lets anybody open it; and a disk
+/// whose target is gone cannot be opened either, with the same error.
 pub async fn check_readable(path: &Path) -> Result<(), HostError> {
+    let end = Instant::now() + APPEARANCE_LIMIT;
+    loop {
+        let read = read_begin(path).await;
+        let is_absent = |error: &HostError| {
+            matches!(error, HostError::Io { source, .. }
+                if source.raw_os_error() == Some(Errno::ENXIO as i32))
+        };
+        if !read.as_ref().is_err_and(is_absent) || Instant::now() >= end {
+            return read;
+        }
+        sleep(APPEARANCE_POLL).await;
+    }
+}
+
+async fn read_begin(path: &Path) -> Result<(), HostError> {
     let what = format!("reading {}", path.display());
     let path = path.to_owned();
     blocking(what, OPEN_LIMIT, move || {
