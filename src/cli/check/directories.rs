@@ -140,7 +140,7 @@ fn check_room(what: &'static str, path: &Path, findings: &mut Findings) -> bool 
     let Some(there) = path.ancestors().find(|above| above.exists()) else { return true };
     let Ok(filesystem) = statvfs(there) else { return true };
     // What is reserved for root counts. Some filesystems tell no figures, or none of files.
-    let bytes = u64::from(filesystem.blocks_free()) * u64::from(filesystem.fragment_size());
+    let bytes = filesystem.blocks_free().saturating_mul(filesystem.fragment_size());
     let no_bytes = filesystem.blocks() > 0 && bytes < ROOM;
     let no_files = filesystem.files() > 0 && filesystem.files_free() == 0;
     if !no_bytes && !no_files {
