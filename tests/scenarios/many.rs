@@ -21,7 +21,7 @@ async fn eight_volumes_at_once_on_two_nodes() {
     let write = (0..8).map(|n| async move {
         let node = nodes[n % 2];
         node.sh(&format!(
-            "docker run --rm -v data-{n}:/data --volume-driver=cinder busybox \
+            "docker run --rm --network none -v data-{n}:/data --volume-driver=cinder busybox \
              sh -c 'ls -A /data; echo {n} >/data/n'"
         ))
         .await
@@ -29,7 +29,8 @@ async fn eight_volumes_at_once_on_two_nodes() {
     assert_eq!(join_all(write).await, [""; 8], "new volumes are empty");
     let read = (0..8).map(|n| async move {
         let node = nodes[(n + 1) % 2];
-        node.sh(&format!("docker run --rm -v data-{n}:/data busybox cat /data/n")).await
+        node.sh(&format!("docker run --rm --network none -v data-{n}:/data busybox cat /data/n"))
+            .await
     });
     assert_eq!(join_all(read).await, ["0", "1", "2", "3", "4", "5", "6", "7"]);
     one.assert_clean().await;
@@ -55,7 +56,7 @@ async fn several_luns_on_one_target() {
     }
     let hold = |name: &str| {
         format!(
-            "docker run -d --name {name} -v {name}:/data busybox \
+            "docker run -d --network none --name {name} -v {name}:/data busybox \
              sh -c 'cat /data/name; echo {name} >/data/name; sync; exec sleep infinity'"
         )
     };
@@ -99,7 +100,7 @@ async fn two_portals_of_which_one_is_dead() {
     let project = Project::create().await;
     let node = Node::with_driver("box", DEBIAN_12, &project, json!({})).await;
     node.sh("docker volume create -d cinder -o type=two-portals data").await;
-    let writer = "docker run -d --name writer -v data:/data busybox \
+    let writer = "docker run -d --network none --name writer -v data:/data busybox \
         sh -c 'while echo line >>/data/log && sync; do sleep 0.5; done'";
     let portal = "cat /sys/class/iscsi_connection/*/persistent_address";
 

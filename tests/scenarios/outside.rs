@@ -39,7 +39,7 @@ async fn as_an_instance(project: &Project, node: &Node, name: &str, line: &str) 
 
 /// What a container sees in a volume.
 async fn seen(node: &Node, volume: &str, line: &str) -> String {
-    let typed = "docker run --rm --volume-driver=cinder";
+    let typed = "docker run --rm --network none --volume-driver=cinder";
     node.sh(&format!("{typed} -v {volume}:/data busybox sh -c '{line}'")).await
 }
 
@@ -80,7 +80,7 @@ start=1MiB' | sfdisk -q $disk; udevadm settle; mkfs.ext4 -q ${disk}1
     project.make("odd", json!({})).await;
     as_an_instance(&project, &node, "odd", "echo precious | dd of=$disk bs=1M seek=8 2>/dev/null")
         .await;
-    let refused = node.fails("docker run --rm -v odd:/data busybox true").await;
+    let refused = node.fails("docker run --rm --network none -v odd:/data busybox true").await;
     assert!(refused.contains("\"odd\"") && refused.contains("format odd"), "{refused}");
     as_an_instance(
         &project,
@@ -141,7 +141,8 @@ async fn volumes_made_from_images_snapshots_and_volumes() {
     assert_eq!(seen(&node, "again", "cat /data/file").await, "kept");
     node.sh("docker volume create -d cinder -o from=source copy").await;
     // Beside its source: two filesystems of one UUID.
-    node.sh("docker run -d --name holder -v source:/data busybox sleep infinity").await;
+    node.sh("docker run -d --network none --name holder -v source:/data busybox sleep infinity")
+        .await;
     assert_eq!(seen(&node, "copy", "cat /data/file").await, "changed");
     node.sh("docker rm -f holder").await;
 

@@ -6,7 +6,7 @@ use crate::rig::{DEBIAN_12, DEBIAN_13, Node, Project, is_asked_for};
 
 /// A container that comes back by itself, counts its starts, and writes numbered lines, each of
 /// which is on the disk before the next is written.
-const WRITER: &str = "docker run -d --name writer --restart always -v data:/data \
+const WRITER: &str = "docker run -d --network none --name writer --restart always -v data:/data \
     --volume-driver=cinder busybox sh -c 'echo start >>/data/starts; touch /data/log; \
     n=$(wc -l </data/log); while n=$((n + 1)) && echo $n >>/data/log && sync; do sleep 0.5; done'";
 
@@ -64,7 +64,7 @@ async fn power_cut(one: (&str, Value), two: (&str, Value)) {
     let written = synced(&one).await;
     one.cut_power().await;
 
-    let refused = two.fails("docker run --rm -v data:/data busybox true").await;
+    let refused = two.fails("docker run --rm --network none -v data:/data busybox true").await;
     assert!(refused.contains("\"data\"") && refused.contains(&one.name), "{refused}");
     assert!(refused.contains("since"), "{refused}");
     assert_eq!(project.status("data").await, "in-use");
@@ -73,12 +73,12 @@ async fn power_cut(one: (&str, Value), two: (&str, Value)) {
     one.power_on().await;
     one.until("docker exec writer sh -c 'test $(wc -l </data/starts) = 2'").await;
     assert_complete(&one, written).await;
-    let refused = two.fails("docker run --rm -v data:/data busybox true").await;
+    let refused = two.fails("docker run --rm --network none -v data:/data busybox true").await;
     assert!(refused.contains(&one.name), "{refused}");
 
     let written = synced(&one).await;
     one.sh("docker rm -f writer").await;
-    let read = two.sh("docker run --rm -v data:/data busybox cat /data/log").await;
+    let read = two.sh("docker run --rm --network none -v data:/data busybox cat /data/log").await;
     assert!(read.lines().count() as u64 >= written, "{written} lines were written: {read}");
     two.sh("docker volume rm data").await;
     one.assert_clean().await;

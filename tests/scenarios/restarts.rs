@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::rig::{DEBIAN_12, DEBIAN_13, Node, Project, is_asked_for};
 
 /// A container that writes a line twice a second, and syncs it.
-const WRITER: &str = "docker run -d --name writer -v data:/data --volume-driver=cinder busybox \
+const WRITER: &str = "docker run -d --network none --name writer -v data:/data --volume-driver=cinder busybox \
     sh -c 'while echo line >>/data/log && sync; do sleep 0.5; done'";
 const LINES: &str = "docker exec writer sh -c 'wc -l </data/log'";
 
@@ -33,7 +33,10 @@ async fn restarts(image: &str) {
 
     node.sh("echo copied >file && docker cp file writer:/data/file").await;
     assert_eq!(node.sh("docker exec writer cat /data/file").await, "copied");
-    assert_eq!(node.sh("docker run --rm -v data:/data busybox cat /data/file").await, "copied");
+    assert_eq!(
+        node.sh("docker run --rm --network none -v data:/data busybox cat /data/file").await,
+        "copied"
+    );
     assert_writes(&node).await;
 
     for restart in [
@@ -46,7 +49,10 @@ async fn restarts(image: &str) {
         node.until("systemctl is-active docker cinder-docker-driver").await;
         assert_eq!(project.status("data").await, "in-use", "{restart}");
         // What came and went before the restart is not counted again, and the volume can be used.
-        assert_eq!(node.sh("docker run --rm -v data:/data busybox cat /data/file").await, "copied");
+        assert_eq!(
+            node.sh("docker run --rm --network none -v data:/data busybox cat /data/file").await,
+            "copied"
+        );
         let refused = node.fails("docker volume rm data").await;
         assert!(refused.contains("in use"), "{restart}: {refused}");
         assert_writes(&node).await;
@@ -54,7 +60,10 @@ async fn restarts(image: &str) {
 
     node.sh("docker rm -f writer").await;
     project.until("data", "available").await;
-    assert_eq!(node.sh("docker run --rm -v data:/data busybox cat /data/file").await, "copied");
+    assert_eq!(
+        node.sh("docker run --rm --network none -v data:/data busybox cat /data/file").await,
+        "copied"
+    );
     node.sh("docker volume rm data").await;
     node.assert_clean().await;
     project.assert_clean().await;

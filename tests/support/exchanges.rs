@@ -384,7 +384,10 @@ impl Player {
             Value::Array(items) => {
                 let mut shown: Vec<_> =
                     items.iter().map(|item| self.shown_value("", item)).collect();
-                // Cinder gives them in no order.
+                // Cinder gives these in no order, and Keystone those.
+                if key == "methods" {
+                    shown.sort_by_key(ToString::to_string);
+                }
                 if key == "attachments" {
                     shown.sort_by_key(|row| {
                         row["attachment_id"].to_string() + &row["id"].to_string()

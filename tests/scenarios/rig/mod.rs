@@ -56,6 +56,6 @@ where
             Err(found) => assert!(Instant::now() < end, "{what}: not in {seconds} s: {found}"),
         }
         // A look costs a node half a second of its processor.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
