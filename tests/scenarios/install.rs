@@ -284,7 +284,9 @@ const BROKEN: &[Broken] = &[
         level: "error",
         found: "no module iscsi_tcp",
         mend: "then reboot",
-        mended: "mv /root/modules /lib/modules/$(uname -r)",
+        // The unit loads what was missing.
+        mended: "mv /root/modules /lib/modules/$(uname -r) && \
+                 systemctl restart cinder-docker-driver && test -e /sys/module/iscsi_tcp",
     },
     Broken {
         case: "a file is where volumes are mounted",

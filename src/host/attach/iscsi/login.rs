@@ -70,15 +70,17 @@ impl Connector<'_> {
         Err(HostError::Login { what: failures.join("; ") })
     }
 
-    /// The kernel's part of open-iscsi; iscsid loads it too, but says less when it can't.
+    /// The kernel's part of open-iscsi. The unit loads it before it starts us, and leaves us no
+    /// right to; elsewhere we can. iscsid loads it too, but says less when it can't.
     async fn ensure_transport(self) -> Result<(), HostError> {
         if self.paths.sys.join("class/iscsi_transport/tcp").exists() {
             return Ok(());
         }
         self.exec.run(&Cmd::new("modprobe", MODPROBE_LIMIT).arg("iscsi_tcp")).await.map_err(
             |source| HostError::Tool {
-                what: "this host's kernel has no iSCSI initiator (module iscsi_tcp): install the \
-                       kernel's modules, or use a kernel that has it"
+                what: "the kernel's iSCSI initiator (module iscsi_tcp) is not loaded: run \
+                       \"modprobe iscsi_tcp\", and if the kernel has no such module, install one \
+                       that has it"
                     .to_owned(),
                 source,
             },
