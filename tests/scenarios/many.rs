@@ -51,7 +51,7 @@ async fn several_luns_on_one_target() {
     let project = Project::create().await;
     let node = Node::with_driver("box", DEBIAN_12, &project, json!({})).await;
     let other = Node::with_driver("other", DEBIAN_13, &project, json!({})).await;
-    for name in ["a", "b", "c", "d"] {
+    for name in ["aa", "bb", "cc", "dd"] {
         node.sh(&format!("docker volume create -d cinder -o type=array {name}")).await;
     }
     let hold = |name: &str| {
@@ -60,34 +60,34 @@ async fn several_luns_on_one_target() {
              sh -c 'cat /data/name; echo {name} >/data/name; sync; exec sleep infinity'"
         )
     };
-    for name in ["a", "b", "c"] {
+    for name in ["aa", "bb", "cc"] {
         node.sh(&hold(name)).await;
     }
     let sessions = "ls /sys/class/iscsi_session | wc -l";
     assert_eq!(node.sh(sessions).await, "1");
     assert_eq!(node.sh("ls -d /sys/block/sd* | wc -l").await, "3");
 
-    // b goes, on another host d comes by the LUN number that is free now, and b comes again.
-    node.sh("docker rm -f b").await;
+    // bb goes, on another host dd comes by the LUN number that is free now, and bb comes again.
+    node.sh("docker rm -f bb").await;
     node.until("test $(ls -d /sys/block/sd* | wc -l) = 2").await;
-    other.sh(&hold("d")).await;
-    assert_eq!(node.sh(&hold("b").replace("--name b", "--name b2")).await.len(), 64);
-    assert_eq!(node.until("docker logs b2 | grep .").await, "b");
+    other.sh(&hold("dd")).await;
+    assert_eq!(node.sh(&hold("bb").replace("--name bb", "--name bb2")).await.len(), 64);
+    assert_eq!(node.until("docker logs bb2 | grep .").await, "bb");
     assert_eq!(node.sh(sessions).await, "1");
-    for name in ["a", "b2", "c"] {
-        let name_of_volume = &name[..1];
+    for name in ["aa", "bb2", "cc"] {
+        let name_of_volume = &name[..2];
         assert_eq!(node.sh(&format!("docker exec {name} cat /data/name")).await, name_of_volume);
     }
     // Each sees its own LUN only.
     assert_eq!(other.sh("ls -d /sys/block/sd* | wc -l").await, "1");
-    assert_eq!(other.sh("docker exec d cat /data/name").await, "d");
+    assert_eq!(other.sh("docker exec dd cat /data/name").await, "dd");
 
-    node.sh("docker rm -f a b2 c").await;
-    other.sh("docker rm -f d").await;
+    node.sh("docker rm -f aa bb2 cc").await;
+    other.sh("docker rm -f dd").await;
     node.assert_clean().await;
     other.assert_clean().await;
     project.assert_clean().await;
-    node.sh("docker volume rm a b c d").await;
+    node.sh("docker volume rm aa bb cc dd").await;
 }
 
 /// Cinder names two portals, and the first is dead: the second is used. The cable of the one in
