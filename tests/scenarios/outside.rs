@@ -31,9 +31,14 @@ async fn as_an_instance(project: &Project, node: &Node, name: &str, line: &str) 
         text("auth_password"),
     ))
     .await;
+    let attach = json!({ "os-attach": { "host_name": "an-instance", "mountpoint": "/dev/vdb" } });
     let disconnect = json!({ "os-terminate_connection": { "connector": connector } });
-    project.act(&id, disconnect).await;
-    project.act(&id, json!({ "os-unreserve": {} })).await;
+    // The export goes with the attachment.
+    for action in
+        [attach, json!({ "os-begin_detaching": {} }), disconnect, json!({ "os-detach": {} })]
+    {
+        project.act(&id, action).await;
+    }
     project.until(name, "available").await;
 }
 
