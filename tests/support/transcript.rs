@@ -126,7 +126,9 @@ struct Masks {
 
 impl Masks {
     fn new(machines: &[&dyn Machine]) -> Self {
-        let words = machines.iter().flat_map(|machine| machine.masks()).collect();
+        let mut words: Vec<_> = machines.iter().flat_map(|machine| machine.masks()).collect();
+        // One may be part of another.
+        words.sort_by_key(|(word, _)| std::cmp::Reverse(word.len()));
         Self { words, shown: HashMap::new() }
     }
 
