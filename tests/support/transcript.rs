@@ -93,10 +93,13 @@ fn typed<'a>(line: &'a str, machines: &[&'a dyn Machine]) -> Option<(&'a dyn Mac
     Some((machine, typed))
 }
 
-/// The table that python-cinderclient prints, with what differs from run to run replaced.
+/// The table that python-cinderclient prints, by name, with what differs from run to run replaced.
 async fn cinder_list(cloud: &dyn Listing, masks: &mut Masks) -> String {
     let mut rows = vec![COLUMNS.map(str::to_owned)];
-    for row in cloud.rows().await {
+    let mut volumes = cloud.rows().await;
+    // By name: the client sorts by id, which differs from run to run.
+    volumes.sort_by(|one, other| one[2].cmp(&other[2]));
+    for row in volumes {
         rows.push(row.map(|cell| masks.apply(&cell)));
     }
     let widths: Vec<usize> = (0..COLUMNS.len())
@@ -133,7 +136,8 @@ impl Masks {
     }
 
     fn apply(&mut self, text: &str) -> String {
-        let mut text = text.to_owned();
+        // Docker 20.10 prints the one, 26.1 the other for a volume without labels.
+        let mut text = text.replace("\"Labels\": {}", "\"Labels\": null");
         for (word, shown) in &self.words {
             text = text.replace(word, shown);
         }
