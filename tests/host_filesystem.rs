@@ -201,7 +201,7 @@ async fn random_data_is_refused() {
     let device = disk.device();
     let before = disk.contents();
     let error = blank(&device, device.size, BlankProof::Foreign).await.unwrap_err();
-    assert!(matches!(error, HostError::Refused { .. }), "{error}");
+    assert!(matches!(error, HostError::NotBlank { .. }), "{error}");
     assert!(disk.contents() == before);
 }
 
