@@ -48,6 +48,15 @@ async fn seen(node: &Node, volume: &str, line: &str) -> String {
     node.sh(&format!("{typed} -v {volume}:/data busybox sh -c '{line}'")).await
 }
 
+/// The file is there, and the filesystem has more than that many KiB.
+async fn assert_kept_and_larger_than(kib: u32, node: &Node, volume: &str) {
+    let line = "cat /data/file; df -k /data | tail -n 1 | grep -oE \"[0-9]{7}\" | head -n 1";
+    let there = seen(node, volume, line).await;
+    let (file, size) = there.split_once('\n').unwrap();
+    assert_eq!(file, "kept");
+    assert!(size.parse::<u32>().unwrap() > kib, "{volume}: {there}");
+}
+
 /// A volume made with `cinder create` and used by naming it: blank, it is formatted; with data at
 /// the root of its ext4 or xfs, or in a partition, that data is there, and stays.
 #[tokio::test]
@@ -135,12 +144,8 @@ async fn volumes_made_from_images_snapshots_and_volumes() {
 
     let id = snapshot["id"].as_str().unwrap();
     project.make("restored", json!({ "snapshot_id": id, "size": 2 })).await;
-    let line = "cat /data/file; df -k /data | tail -n 1 | grep -oE \"[0-9]{7}\" | head -n 1";
-    let there = seen(&node, "restored", line).await;
-    let (file, size) = there.split_once('\n').unwrap();
-    assert_eq!(file, "kept");
     // The filesystem of 1 GiB has been grown to the volume's 2.
-    assert!(size.parse::<u32>().unwrap() > 1_900_000, "{there}");
+    assert_kept_and_larger_than(1_900_000, &node, "restored").await;
 
     node.sh("docker volume create -d cinder -o snapshot=friday again").await;
     assert_eq!(seen(&node, "again", "cat /data/file").await, "kept");
@@ -169,18 +174,13 @@ async fn a_volume_extended_in_cinder_is_grown_at_the_next_start() {
         node.sh(&format!("docker volume create -d cinder -o size=1 -o fs={fs} {fs}")).await;
         assert_eq!(seen(&node, fs, "echo kept >/data/file").await, "");
         project.client(&["cinder", "extend", fs, "3"]).await;
-        let id = project.id(fs).await;
         crate::rig::until(60, "the volume is extended", || async {
             let volume = project.volume(fs).await;
             let is_done = volume["size"] == 3 && volume["status"] == "available";
             if is_done { Ok(()) } else { Err(volume.to_string()) }
         })
         .await;
-        let line = "cat /data/file; df -k /data | tail -n 1 | grep -oE \"[0-9]{7}\" | head -n 1";
-        let there = seen(&node, fs, line).await;
-        let (file, size) = there.split_once('\n').unwrap();
-        assert_eq!(file, "kept");
-        assert!(size.parse::<u32>().unwrap() > 2_700_000, "{fs} {id}: {there}");
+        assert_kept_and_larger_than(2_700_000, &node, fs).await;
     }
     node.sh("docker volume rm ext4 xfs btrfs").await;
     node.assert_clean().await;
