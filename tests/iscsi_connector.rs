@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use cinder_docker_driver::connection_info::{ConnectionData, ConnectionInfo};
 use cinder_docker_driver::error_chain::Chain;
-use cinder_docker_driver::host::attach::{Attacher, DeviceRecord};
+use cinder_docker_driver::host::attach::{Attacher, DeviceRecord, DeviceState};
 use cinder_docker_driver::host::identity::HostIdentity;
 use cinder_docker_driver::host::{Exec, HostError, Paths};
 use serde_json::{Value, json};
@@ -238,7 +238,7 @@ async fn a_volume_is_connected_with_chap_and_leaves_nothing_behind() {
     let mut record = attacher.plan(&info).unwrap();
     let device = attacher.connect(&mut record, &info, SIZE).await.unwrap();
     assert_eq!(device.size, SIZE);
-    assert!(device.running && !device.read_only && device.wwid.is_some());
+    assert!(device.state == DeviceState::Running && !device.read_only && device.wwid.is_some());
     assert_eq!(attacher.find(&record).await.unwrap(), Some(device.clone()));
 
     let [directory] = &target.records()[..] else { panic!("no node record") };
@@ -334,7 +334,8 @@ async fn volumes_of_one_target_share_a_session_and_the_last_one_logs_out() {
     assert!(!a.path.exists() && b.path.exists());
     assert_eq!(target.sessions().len(), 1);
     assert_eq!(attacher.find(&records[0]).await.unwrap(), None);
-    assert!(attacher.find(&records[1]).await.unwrap().unwrap().running);
+    let found = attacher.find(&records[1]).await.unwrap().unwrap();
+    assert_eq!(found.state, DeviceState::Running);
 
     attacher.disconnect(&records[1]).await.unwrap();
     target.assert_nothing_left();

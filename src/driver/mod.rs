@@ -41,7 +41,7 @@ pub use name::VolumeName;
 
 use crate::config::{DriverSettings, HostSettings};
 use crate::docker::{Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo};
-use crate::host::attach::Attacher;
+use crate::host::attach::{Attacher, DeviceState};
 use crate::host::filesystem::mount::is_healthy;
 use crate::host::filesystem::mountinfo::{self, MountEntry};
 use crate::host::identity::HostIdentity;
@@ -181,11 +181,13 @@ impl Driver {
             Some(device) => self.host.attacher.find(device).await?,
             None => None,
         };
-        let runs = device.is_some_and(|device| device.running);
-        Ok(if entry.is_complete() && runs && is_healthy(&mounted, record.read_only) {
-            MountState::Healthy
-        } else {
-            MountState::Broken
+        if !entry.is_complete() || !is_healthy(&mounted, record.read_only) {
+            return Ok(MountState::Broken);
+        }
+        Ok(match device.map(|device| device.state) {
+            Some(DeviceState::Running) => MountState::Healthy,
+            Some(DeviceState::Waiting) => MountState::Stalled,
+            Some(DeviceState::Failed) | None => MountState::Broken,
         })
     }
 

@@ -26,6 +26,9 @@ pub(super) const FASTEST_POLL: Duration = Duration::from_millis(100);
 pub(super) const SLOWEST_POLL: Duration = Duration::from_secs(1);
 /// How long Cinder may take to make a volume ready, the caller long gone.
 const SETTLING_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// How long the device of a mounted volume may be without its session. The kernel's initiator gives
+/// up after 120 s (`node.session.timeo.replacement_timeout`), Docker's engine too.
+const DEVICE_LIMIT: Duration = Duration::from_secs(60);
 /// A mount that cannot be opened within this time is dead.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How often one Mount begins anew because somebody else was faster at the reserve.
@@ -109,6 +112,10 @@ impl Driver {
                             waits.for_release().await.map_err(|()| error)?;
                         }
                     }
+                }
+                Some(Step::WaitForDevice) => {
+                    waits.for_device().await?;
+                    continue;
                 }
                 Some(Step::WaitUntilSettled) => waits.for_settling(name).await?,
                 Some(Step::WaitForRelease) => {
@@ -313,6 +320,7 @@ struct Waits {
     pause: Duration,
     release_by: Instant,
     settled_by: Instant,
+    device_by: Instant,
 }
 
 impl Waits {
@@ -322,7 +330,20 @@ impl Waits {
             pause: FASTEST_POLL,
             release_by: now + wait_for_release,
             settled_by: now + SETTLING_LIMIT,
+            device_by: now + DEVICE_LIMIT,
         }
+    }
+
+    async fn for_device(&mut self) -> Result<(), DriverError> {
+        if Instant::now() > self.device_by {
+            return Err(DriverError::NotYet(format!(
+                "it is mounted here, but its iSCSI target has not answered for {} seconds: see \
+                 whether this host reaches the storage, then try again",
+                DEVICE_LIMIT.as_secs()
+            )));
+        }
+        self.next().await;
+        Ok(())
     }
 
     async fn for_settling(&mut self, name: &VolumeName) -> Result<(), DriverError> {

@@ -62,6 +62,8 @@ pub enum MountState {
     Gone,
     /// Mounted, every step finished, device running, filesystem writable as it should be.
     Healthy,
+    /// As healthy, but the device waits for its session with the target to come back.
+    Stalled,
     /// Mounted, but its device is dead, the kernel stopped the filesystem, or the Mount was
     /// interrupted before its end.
     Broken,
@@ -72,6 +74,8 @@ pub enum MountState {
 pub enum Step {
     /// It is mounted: count the user, no more.
     Use,
+    /// It is mounted: wait for its device.
+    WaitForDevice,
     /// Wait for Cinder to finish what it does.
     WaitUntilSettled,
     /// Wait for another host to let go.
@@ -100,6 +104,7 @@ pub fn plan(observed: &Observed, goal: Goal) -> Result<Vec<Step>, String> {
         Goal::Released => release(observed),
         Goal::Mounted => match observed.mount {
             MountState::Healthy => Ok(vec![Step::Use]),
+            MountState::Stalled => Ok(vec![Step::WaitForDevice]),
             MountState::Broken if observed.used => {
                 Err("it is mounted here, but its device or filesystem has failed, and a container \
                  still uses it: stop the containers that use it, then try again"
@@ -124,10 +129,10 @@ fn attach(observed: &Observed) -> Result<Vec<Step>, String> {
 fn release(observed: &Observed) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     match observed.mount {
-        MountState::Healthy | MountState::Broken if observed.used => {
+        MountState::Healthy | MountState::Stalled | MountState::Broken if observed.used => {
             return Err("it is mounted here and in use".to_owned());
         }
-        MountState::Healthy | MountState::Broken => {
+        MountState::Healthy | MountState::Stalled | MountState::Broken => {
             steps.extend([Step::Sync, Step::Unmount, Step::LookForHolders]);
         }
         MountState::Gone => steps.push(Step::LookForHolders),
@@ -280,7 +285,7 @@ mod tests {
             device: bool,
             mount in prop_oneof![
                 Just(MountState::None), Just(MountState::Gone),
-                Just(MountState::Healthy), Just(MountState::Broken),
+                Just(MountState::Healthy), Just(MountState::Stalled), Just(MountState::Broken),
             ],
             used: bool,
         ) -> Observed {
@@ -292,6 +297,10 @@ mod tests {
     fn apply(world: &mut Observed, step: Step) {
         match step {
             Step::Use | Step::Sync => {}
+            Step::WaitForDevice => {
+                assert_eq!(world.mount, MountState::Stalled);
+                world.mount = if world.used { MountState::Healthy } else { MountState::Broken };
+            }
             Step::WaitUntilSettled | Step::WaitForRelease => {
                 world.cloud = Some(CloudState::Available);
             }

@@ -42,7 +42,7 @@ impl Driver {
         }
         let observed = self.observe_here(&entry).await?;
         if let Some(record) = &entry.mount
-            && matches!(observed.mount, MountState::Healthy | MountState::Broken)
+            && !matches!(observed.mount, MountState::None | MountState::Gone)
         {
             outcome.held = self.holders(record).await;
             if !outcome.held.is_empty() {

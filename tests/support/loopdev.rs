@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cinder_docker_driver::host::attach::Device;
+use cinder_docker_driver::host::attach::{Device, DeviceState};
 use cinder_docker_driver::host::filesystem::mountinfo::DeviceNumber;
 
 /// One MiB in bytes.
@@ -110,7 +110,7 @@ impl LoopDevice {
             number,
             size: attribute("size") * 512,
             read_only: attribute("ro") == 1,
-            running: true,
+            state: DeviceState::Running,
             wwid: None,
         }
     }

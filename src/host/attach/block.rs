@@ -16,7 +16,7 @@ use nix::libc;
 use nix::sys::stat::{major, minor};
 use tokio::time::{Instant, sleep};
 
-use super::Device;
+use super::{Device, DeviceState};
 use crate::host::filesystem::mountinfo::{self, DeviceNumber};
 use crate::host::{HostError, Paths};
 
@@ -68,20 +68,30 @@ fn describe(sysfs: &Path, path: PathBuf, number: DeviceNumber) -> Result<Device,
         number,
         size: sectors * SECTOR,
         read_only: attribute(sysfs, "ro").is_ok_and(|ro| ro != "0"),
-        running: is_running(sysfs),
+        state: state(sysfs),
         wwid: attribute(sysfs, "device/wwid").or_else(|_| attribute(sysfs, "wwid")).ok(),
     })
 }
 
-/// A SCSI disk says `running`, `blocked`, `transport-offline`, …; a device-mapper device runs
-/// while one of the disks below it does; other devices say nothing.
-fn is_running(sysfs: &Path) -> bool {
+/// A SCSI disk says `running`, `blocked`, `transport-offline`, … (`sdev_states` of the kernel's
+/// `scsi_sysfs.c`); a device-mapper device is as good as the best disk below it; other devices say
+/// nothing.
+pub fn state(sysfs: &Path) -> DeviceState {
     if let Ok(state) = attribute(sysfs, "device/state") {
-        return state == "running" || state == "live";
+        return match state.as_str() {
+            "running" | "live" => DeviceState::Running,
+            "blocked" | "quiesce" | "created" | "created-blocked" => DeviceState::Waiting,
+            _ => DeviceState::Failed,
+        };
     }
-    let disks: Vec<_> =
-        fs::read_dir(sysfs.join("slaves")).into_iter().flatten().flatten().collect();
-    disks.is_empty() || disks.iter().any(|disk| is_running(&disk.path()))
+    let disks = fs::read_dir(sysfs.join("slaves")).into_iter().flatten().flatten();
+    let states: Vec<_> = disks.map(|disk| state(&disk.path())).collect();
+    let best =
+        [DeviceState::Running, DeviceState::Waiting].into_iter().find(|s| states.contains(s));
+    match states.is_empty() {
+        true => DeviceState::Running,
+        false => best.unwrap_or(DeviceState::Failed),
+    }
 }
 
 fn number_of_node(path: &Path) -> Result<DeviceNumber, HostError> {
@@ -236,5 +246,41 @@ where
             Err(HostError::Refused { what: format!("{what} broke off: {stopped}") })
         }
         Err(_) => Err(HostError::Timeout { what, seconds: limit.as_secs() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a device counts as whose disks below it (itself, if `map` is false) say this.
+    fn state_of(disks: &[&str], map: bool) -> DeviceState {
+        let sysfs = tempfile::tempdir().unwrap();
+        for (index, text) in disks.iter().enumerate() {
+            let disk = match map {
+                true => sysfs.path().join(format!("slaves/sd{index}")),
+                false => sysfs.path().to_owned(),
+            };
+            fs::create_dir_all(disk.join("device")).unwrap();
+            fs::write(disk.join("device/state"), format!("{text}\n")).unwrap();
+        }
+        state(sysfs.path())
+    }
+
+    #[test]
+    fn a_disk_that_waits_for_its_session_is_not_a_dead_one() {
+        assert_eq!(state_of(&["running"], false), DeviceState::Running);
+        assert_eq!(state_of(&["blocked"], false), DeviceState::Waiting);
+        for dead in ["offline", "transport-offline", "cancel", "deleted", "anything"] {
+            assert_eq!(state_of(&[dead], false), DeviceState::Failed, "{dead}");
+        }
+    }
+
+    #[test]
+    fn a_map_is_as_good_as_its_best_path_and_other_devices_run() {
+        assert_eq!(state_of(&["offline", "running"], true), DeviceState::Running);
+        assert_eq!(state_of(&["offline", "blocked"], true), DeviceState::Waiting);
+        assert_eq!(state_of(&["offline", "offline"], true), DeviceState::Failed);
+        assert_eq!(state_of(&[], false), DeviceState::Running);
     }
 }

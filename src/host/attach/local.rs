@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Device;
+use super::{Device, DeviceState, block};
 use crate::connection_info::ConnectionInfo;
 use crate::host::filesystem::block_device::{Access, BlockDevice};
 use crate::host::filesystem::blocking;
@@ -73,7 +73,7 @@ pub async fn connect(
     not_mounted(paths, &device)?;
     let path = device.path.clone();
     open_limited(&path, move |path| BlockDevice::open(path, Access::Exclusive).map(drop)).await?;
-    if !device.running {
+    if device.state != DeviceState::Running {
         return Err(HostError::Refused {
             what: format!("{} does not run, says the kernel", device.path.display()),
         });
@@ -112,14 +112,12 @@ async fn look(paths: &Paths, record: &LocalRecord) -> Result<Option<Device>, Hos
         return Ok(None);
     }
     let sysfs = paths.sys.join(format!("dev/block/{number}"));
-    // Only SCSI devices have a state; the others are there or are not.
-    let running = fs::read_to_string(sysfs.join("device/state"))
-        .map_or(true, |state| state.trim() == "running");
+    let state = block::state(&sysfs);
     let wwid = ["device/wwid", "wwid"]
         .iter()
         .find_map(|file| fs::read_to_string(sysfs.join(file)).ok())
         .map(|wwid| wwid.trim().to_owned());
-    Ok(Some(Device { path, number, size, read_only, running, wwid }))
+    Ok(Some(Device { path, number, size, read_only, state, wwid }))
 }
 
 /// Writes out what is cached for the device. There is nothing to remove, and a device that is gone

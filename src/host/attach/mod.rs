@@ -45,10 +45,22 @@ pub struct Device {
     pub size: u64,
     /// The kernel says read-only.
     pub read_only: bool,
-    /// The kernel says it runs (not offline, not blocked).
-    pub running: bool,
+    /// Whether it carries I/O.
+    pub state: DeviceState,
     /// World-wide id, where the transport has one.
     pub wwid: Option<String>,
+}
+
+/// Whether a device carries I/O, by the kernel's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceState {
+    /// It does.
+    Running,
+    /// The kernel holds its I/O back until the session with its target is there again, or is given
+    /// up: a restart of iscsid, a network that stutters. Nothing is lost yet.
+    Waiting,
+    /// It does not, and will not by itself.
+    Failed,
 }
 
 /// Connects and disconnects devices. Cheap to clone.

@@ -51,6 +51,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::host::attach::DeviceState;
     use crate::host::filesystem::mountinfo::DeviceNumber;
 
     #[test]
@@ -68,7 +69,7 @@ mod tests {
             number: DeviceNumber { major: 8, minor: 16 },
             size,
             read_only: false,
-            running: true,
+            state: DeviceState::Running,
             wwid: None,
         };
         assert!(is_needed(&device(2 << 30), &fs));

@@ -35,7 +35,7 @@ pub fn device_of(paths: &Paths, disk: &Device, partition: &Partition) -> Result<
             number,
             size: partition.size,
             read_only: disk.read_only || attribute(&sysfs, "ro") == Some(1),
-            running: disk.running,
+            state: disk.state,
             wwid: disk.wwid.clone(),
         });
     }

@@ -7,7 +7,7 @@ use super::uevent::BlockEvents;
 use super::{Connector, multipath};
 use crate::error_chain::Chain;
 use crate::host::HostError;
-use crate::host::attach::{Device, block};
+use crate::host::attach::{Device, DeviceState, block};
 
 /// A scan asks the target, over the network.
 const SCAN_LIMIT: Duration = Duration::from_secs(30);
@@ -95,7 +95,8 @@ impl Connector<'_> {
         let map = multipath::wait_for_map(self.paths, self.exec, &events, disk).await?;
         let device = block::device_named(self.paths, map.as_ref().unwrap_or(disk))?;
         let where_ = format!("LUN {} of the iSCSI target {}", lun.lun, session.iqn);
-        if !device.running {
+        // One that waits for its session: opening and reading it wait too, under their deadlines.
+        if device.state == DeviceState::Failed {
             return Err(HostError::Refused { what: format!("{where_} does not run") });
         }
         if device.size < size {
@@ -175,7 +176,7 @@ impl Connector<'_> {
         let Some(disk) = &lun.disk else { return Ok(Ok(())) };
         match block::device_named(self.paths, disk) {
             Ok(device) if session.is_logged_in() => flush(&device).await,
-            Ok(device) => flush(&Device { running: false, ..device }).await,
+            Ok(device) => flush(&Device { state: DeviceState::Failed, ..device }).await,
             // It went while we looked.
             Err(_) if !lun.exists() => Ok(Ok(())),
             Err(error) => Err(error),
@@ -220,7 +221,7 @@ pub(super) type Flushed = Result<(), HostError>;
 /// gives its target up.
 async fn flush(device: &Device) -> Result<Flushed, HostError> {
     let name = device.path.display();
-    if !device.running {
+    if device.state != DeviceState::Running {
         tracing::warn!(device = %name, "not flushed: its target is not there");
         return Ok(Ok(()));
     }
