@@ -18,6 +18,7 @@ use crate::config::{self, ConfigErrors, Settings};
 use crate::docker::server::{self, Limits};
 use crate::docker::socket::{self, SocketError};
 use crate::driver::{Driver, DriverError};
+use crate::effects;
 use crate::host::Paths;
 use crate::openstack::{Cloud, CloudError};
 use crate::sandbox::{self, Sandbox};
@@ -83,7 +84,8 @@ async fn serve_on(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     let cloud = Cloud::new(&settings.cloud)?;
-    let driver = Arc::new(Driver::new(settings.driver, &settings.host, cloud, Paths::default())?);
+    let paths = Paths { tools: effects::tools(), ..Paths::default() };
+    let driver = Arc::new(Driver::new(settings.driver, &settings.host, cloud, paths)?);
     let background = tokio::spawn(Arc::clone(&driver).work_in_background());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

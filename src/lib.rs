@@ -20,6 +20,7 @@ pub mod connection_info;
 pub mod daemon;
 pub mod docker;
 pub mod driver;
+pub mod effects;
 pub mod error_chain;
 pub mod host;
 pub mod locks;

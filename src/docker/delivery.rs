@@ -18,9 +18,9 @@ use tokio_util::task::TaskTracker;
 use super::{Engine, VolumeDriver};
 
 /// One mounted reference that its engine has yet to hear of.
-pub(super) struct Receipt(Option<Uncollected>);
+pub(super) struct Receipt(Option<Unsettled>);
 
-struct Uncollected {
+struct Unsettled {
     driver: Arc<dyn VolumeDriver>,
     tasks: TaskTracker,
     runtime: Handle,
@@ -37,18 +37,22 @@ impl Receipt {
         name: String,
         id: String,
     ) -> Self {
-        Self(Some(Uncollected { driver, tasks, runtime: Handle::current(), engine, name, id }))
+        Self(Some(Unsettled { driver, tasks, runtime: Handle::current(), engine, name, id }))
     }
 
     /// The engine has its answer.
     fn collected(mut self) {
-        self.0 = None;
+        let Some(Unsettled { driver, tasks, runtime, engine, name, id }) = self.0.take() else {
+            return;
+        };
+        let note = async move { driver.mount_collected(engine, &name, &id).await };
+        tasks.spawn_on(note, &runtime);
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        let Some(Uncollected { driver, tasks, runtime, engine, name, id }) = self.0.take() else {
+        let Some(Unsettled { driver, tasks, runtime, engine, name, id }) = self.0.take() else {
             return;
         };
         let take_back = async move {

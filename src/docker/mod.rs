@@ -33,6 +33,8 @@ pub trait VolumeDriver: Send + Sync + 'static {
     /// Mounts the volume and counts one reference for `id`. Answers the directory for the
     /// container; it is never empty.
     async fn mount(&self, caller: &Caller, name: &str, id: &str) -> Result<PathBuf, Failure>;
+    /// The success of a [`VolumeDriver::mount`] has reached the engine that asked for it.
+    async fn mount_collected(&self, engine: Option<Engine>, name: &str, id: &str);
     /// Nobody collected the success of a [`VolumeDriver::mount`] (client gone or timed out): takes
     /// that one reference back, of the engine that asked for it.
     async fn mount_uncollected(&self, engine: Option<Engine>, name: &str, id: &str);

@@ -84,6 +84,11 @@ impl Driver {
                     self.journal.update_regardless(volume.id, |e| e.attachment = None).await?;
                     return Err(error);
                 }
+                Err(error) if error.is_ambiguous() => {
+                    // Nothing was confirmed to us, but Cinder may have done it: see to it later.
+                    self.work.notify_one();
+                    return Err(error.into());
+                }
                 Err(error) => {
                     // Nothing was confirmed to us, so there is nothing to undo.
                     self.journal.update_regardless(volume.id, |e| e.attachment = None).await?;

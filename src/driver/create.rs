@@ -83,18 +83,24 @@ impl Driver {
     ) -> Result<Volume, DriverError> {
         let nonce = Uuid::new_v4();
         let request = self.request(name, options, nonce).await?;
-        self.journal
+        let noted = self
+            .journal
             .begin_creation(Creation {
                 version: VERSION,
                 nonce,
                 name: name.to_string(),
                 metadata: request.metadata.clone(),
             })
-            .await?;
+            .await;
+        if let Err(error) = noted {
+            self.work.notify_one();
+            return Err(error.into());
+        }
         let made = self.post_and_settle(name, &request, nonce, deadline).await;
         // An unclear answer stays in the journal: recovery looks for the nonce again.
-        if !matches!(&made, Err(DriverError::Cloud(error)) if error.is_ambiguous()) {
-            self.journal.end_creation(nonce).await;
+        let unclear = matches!(&made, Err(DriverError::Cloud(error)) if error.is_ambiguous());
+        if unclear || !self.journal.end_creation(nonce).await {
+            self.work.notify_one();
         }
         made
     }

@@ -237,6 +237,12 @@ impl Driver {
         self.work.notify_one();
     }
 
+    /// Nobody uses a mount, nor will the one come who used it last: it is let go of at once.
+    fn set_abandoned(&self, id: Uuid) {
+        let mut map = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        map.insert(id, Instant::now());
+    }
+
     /// Nobody uses a mount, and letting go of it did not work: it is tried again soon.
     fn let_go_again(&self, id: Uuid) {
         let due = Instant::now() + FIRST_RETRY;
@@ -283,6 +289,10 @@ impl VolumeDriver for Arc<Driver> {
 
     async fn mount(&self, caller: &Caller, name: &str, id: &str) -> Result<PathBuf, Failure> {
         named("mount", name, Box::pin(self.mount_volume(caller, name, id)).await)
+    }
+
+    async fn mount_collected(&self, engine: Option<Engine>, name: &str, id: &str) {
+        self.note_told(engine, name, id).await;
     }
 
     async fn mount_uncollected(&self, engine: Option<Engine>, name: &str, id: &str) {

@@ -30,7 +30,8 @@ impl Driver {
         let mut retries: HashMap<Uuid, Retry> = HashMap::new();
         let mut running: JoinSet<(Uuid, bool)> = JoinSet::new();
         let mut busy: HashSet<Uuid> = HashSet::new();
-        let mut creations_due = self.creations_due(Instant::now());
+        // What an earlier run left is looked at now, what comes later after a while.
+        let mut notes = Some(Retry::first(Duration::ZERO));
         loop {
             let now = Instant::now();
             let mut next: Option<Instant> = None;
@@ -47,13 +48,18 @@ impl Driver {
                     Some(due) => next = Some(next.map_or(due, |next| next.min(due))),
                 }
             }
-            if creations_due.is_some_and(|due| due <= now) {
+            if notes.is_some_and(|notes| notes.at <= now) {
                 self.finish_creations().await;
-                creations_due = self.creations_due(Instant::now() + LAST_RETRY);
+                self.journal.catch_up().await;
+                notes = notes.map(Retry::next);
             }
-            let wake = [next, creations_due].into_iter().flatten().min();
+            let open = !self.journal.creations().is_empty() || !self.journal.behind().is_empty();
+            notes = open.then(|| notes.unwrap_or_else(|| Retry::first(FIRST_RETRY)));
+            if let Some(notes) = notes {
+                next = Some(next.map_or(notes.at, |next| next.min(notes.at)));
+            }
             let sleep = async {
-                match wake {
+                match next {
                     Some(at) => sleep_until(at).await,
                     None => std::future::pending().await,
                 }
@@ -78,10 +84,6 @@ impl Driver {
         }
     }
 
-    fn creations_due(&self, at: Instant) -> Option<Instant> {
-        (!self.journal.creations().is_empty()).then_some(at)
-    }
-
     /// At start: drops the references that the last run left and nobody backs.
     async fn settle_all(&self) {
         for (id, path, reason) in self.journal.unusable() {
@@ -90,6 +92,10 @@ impl Driver {
         for entry in self.journal.all() {
             // An operation that has the volume already settles for itself.
             let Some(_guard) = self.volumes.try_lock(&entry.volume_id) else { continue };
+            if entry.references.is_empty() {
+                // An Unmount that was interrupted: its caller does not come again.
+                self.set_abandoned(entry.volume_id);
+            }
             if let Err(error) = self.settle_references(&entry).await {
                 tracing::error!(volume = entry.shown_name(), "{}", Chain(&error));
             }
@@ -161,7 +167,16 @@ impl Retry {
             retries.remove(&id);
             return;
         }
-        let pause = retries.get(&id).map_or(FIRST_RETRY, |retry| (retry.pause * 2).min(LAST_RETRY));
-        retries.insert(id, Self { at: Instant::now() + pause, pause });
+        let next = retries.get(&id).map_or_else(|| Self::first(FIRST_RETRY), |retry| retry.next());
+        retries.insert(id, next);
+    }
+
+    fn first(wait: Duration) -> Self {
+        Self { at: Instant::now() + wait, pause: FIRST_RETRY }
+    }
+
+    fn next(self) -> Self {
+        let pause = (self.pause * 2).min(LAST_RETRY);
+        Self { at: Instant::now() + pause, pause }
     }
 }

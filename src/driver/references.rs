@@ -7,11 +7,44 @@ use super::journal::Reference;
 use crate::docker::Engine;
 use crate::host::process::MountHolder;
 
-/// Counts one more for this id.
+/// An engine that never was: whose references only the kernel can confirm.
+const NOBODY: Engine = Engine { pid: 0, start_time: 0 };
+
+/// Counts one more for this id, which its engine is yet to be [`told`] of.
 pub fn add(references: &mut Vec<Reference>, id: &str, engine: Option<Engine>) {
     match references.iter_mut().find(|r| r.id == id && r.engine == engine) {
-        Some(reference) => reference.count = reference.count.saturating_add(1),
-        None => references.push(Reference { id: id.to_owned(), engine, count: 1 }),
+        Some(reference) => {
+            reference.count = reference.count.saturating_add(1);
+            reference.untold = reference.untold.saturating_add(1);
+        }
+        None => references.push(Reference { id: id.to_owned(), engine, count: 1, untold: 1 }),
+    }
+}
+
+/// The engine has heard of one.
+pub fn told(references: &mut [Reference], id: &str, engine: Option<Engine>) {
+    if let Some(own) = references.iter_mut().find(|r| r.id == id && r.engine == engine) {
+        own.untold = own.untold.saturating_sub(1);
+    }
+}
+
+/// The daemon that counted these is gone. What it told nobody of, its engine takes for a Mount
+/// that failed, and sends no Unmount for: it counts only while a container is really there.
+pub fn disown_untold(references: &mut Vec<Reference>) {
+    let mut disowned = Vec::new();
+    for reference in references.iter_mut().filter(|reference| reference.untold > 0) {
+        let (id, count) = (reference.id.clone(), reference.untold.min(reference.count));
+        reference.count -= count;
+        reference.untold = 0;
+        disowned.push(Reference { id, engine: Some(NOBODY), count, untold: 0 });
+    }
+    references.retain(|reference| reference.count > 0);
+    for reference in disowned {
+        let same = |r: &&mut Reference| r.id == reference.id && r.engine == reference.engine;
+        match references.iter_mut().find(same) {
+            Some(same) => same.count = same.count.saturating_add(reference.count),
+            None => references.push(reference),
+        }
     }
 }
 
@@ -30,8 +63,10 @@ pub fn take(references: &mut Vec<Reference>, id: &str, engine: Option<Engine>) -
 pub fn take_own(references: &mut Vec<Reference>, id: &str, engine: Option<Engine>) -> bool {
     let own = references.iter().position(|r| r.id == id && r.engine == engine);
     let Some(at) = own else { return false };
-    references[at].count = references[at].count.saturating_sub(1);
-    if references[at].count == 0 {
+    let reference = &mut references[at];
+    reference.count = reference.count.saturating_sub(1);
+    reference.untold = reference.untold.min(reference.count);
+    if reference.count == 0 {
         references.remove(at);
     }
     true
@@ -104,6 +139,26 @@ mod tests {
         assert!(!take_own(&mut references, "c", OLD));
         assert_eq!(references.len(), 1);
         assert!(take_own(&mut references, "c", NEW));
+    }
+
+    #[test]
+    fn what_a_dead_daemon_told_nobody_of_is_confirmed_by_the_kernel_only() {
+        let mut references = Vec::new();
+        add(&mut references, "c", OLD);
+        told(&mut references, "c", OLD);
+        add(&mut references, "c", OLD);
+        add(&mut references, "d", OLD);
+        for _ in 0..2 {
+            disown_untold(&mut references);
+            let lives = |engine| Some(engine) == OLD;
+            assert!(any_orphans(&references, lives));
+            let counts: Vec<_> = references.iter().map(|r| (r.id.as_str(), r.count)).collect();
+            assert_eq!(counts, [("c", 1), ("c", 1), ("d", 1)]);
+        }
+        // Its Unmount may come all the same: a container that started in that moment.
+        assert!(take(&mut references, "d", OLD));
+        drop_orphans(&mut references, |engine| Some(engine) == OLD);
+        assert_eq!(references, [Reference { id: "c".into(), engine: OLD, count: 1, untold: 0 }]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::journal::{AttachmentRecord, AttachmentStage, Entry};
 use super::plan::{Goal, MountState, Observed, Step, plan};
 use super::{Driver, DriverError};
+use crate::effects::{self, Kind};
 use crate::error_chain::Chain;
 use crate::host::attach::DeviceRecord;
 use crate::host::filesystem::mount;
@@ -92,7 +93,9 @@ impl Driver {
                 };
                 if outcome.held.is_empty() {
                     // One that is missing, filled or mounted on is fine: it is no step of its own.
-                    std::fs::remove_dir(&record.at).ok();
+                    let what = || format!("rmdir {}", record.at.display());
+                    effects::run_blocking(Kind::File, what, || std::fs::remove_dir(&record.at))
+                        .ok();
                     self.journal.update_regardless(id, |entry| entry.mount = None).await?;
                 }
             }
@@ -151,8 +154,9 @@ impl Driver {
             attachment_id: record.attachment_id.clone(),
         };
         match (record.stage, record.flow) {
-            // Cinder never answered the reserve, so nothing is ours to undo.
-            (AttachmentStage::Reserving, _) => Ok(()),
+            (AttachmentStage::Reserving, AttachFlow::Attachments) => {
+                self.give_back_unanswered(id).await
+            }
             (_, AttachFlow::Attachments) => {
                 let Some(attachment) = &record.attachment_id else { return Ok(()) };
                 Ok(self.cloud.release(record.flow, id, attachment, &record.connector).await?)
@@ -165,9 +169,33 @@ impl Driver {
                 }
                 Ok(())
             }
-            (AttachmentStage::Reserved | AttachmentStage::Completing, AttachFlow::Actions) => {
+            (_, AttachFlow::Actions) => {
                 self.give_back_uncompleted(record, &reservation, just_reserved).await
             }
+        }
+    }
+
+    /// Attachments flow: the reservation that an unanswered reserve may have made. Nothing on it says
+    /// whose it is. One that was never connected and that nobody has touched for
+    /// [`DOUBTFUL_FOR`] is given back: whoever made it finds it gone and begins anew.
+    async fn give_back_unanswered(&self, id: Uuid) -> Result<(), DriverError> {
+        let volume = match self.cloud.volume(id).await {
+            Ok(volume) => volume,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        if !matches!(volume.status, VolumeStatus::Reserved) && !volume.multiattach {
+            return Ok(());
+        }
+        let mut rows = self.cloud.attachments_of(id).await?;
+        rows.retain(|row| row.status == "reserved" && row.instance.is_none());
+        match (rows.as_slice(), unchanged_for(&volume)) {
+            ([], _) => Ok(()),
+            ([row], Some(stood)) if stood >= DOUBTFUL_FOR => {
+                let flow = AttachFlow::Attachments;
+                Ok(self.cloud.release(flow, id, &row.id, &serde_json::Value::Null).await?)
+            }
+            _ => Err(doubtful(id, "reserved")),
         }
     }
 
@@ -202,12 +230,7 @@ impl Driver {
         if just_reserved || unmoved || unchanged_for(&volume) >= Some(DOUBTFUL_FOR) {
             return Ok(self.cloud.unreserve(reservation, Some(&record.connector)).await?);
         }
-        Err(DriverError::NotYet(format!(
-            "volume {} is being attached, and it is not certain that it is still by this host; it \
-             is given back when nothing has changed for {} minutes",
-            volume.id,
-            DOUBTFUL_FOR.as_secs() / 60
-        )))
+        Err(doubtful(volume.id, "being attached"))
     }
 
     async fn attachment_is_there(&self, id: Uuid, attachment: &str) -> Result<bool, DriverError> {
@@ -217,6 +240,15 @@ impl Driver {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn doubtful(id: Uuid, state: &str) -> DriverError {
+    DriverError::NotYet(format!(
+        "volume {id} is {state}, by this host when it was interrupted or by another one: that is \
+         not certain, so it is left alone until nothing has changed for {} minutes; then it is \
+         given back by itself",
+        DOUBTFUL_FOR.as_secs() / 60
+    ))
 }
 
 /// How long Cinder has not touched the volume's row; `None` when its time makes no sense.

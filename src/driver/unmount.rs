@@ -86,6 +86,20 @@ impl Driver {
         Ok(settled)
     }
 
+    /// The engine has its answer to a Mount.
+    pub(super) async fn note_told(&self, engine: Option<Engine>, name: &str, id: &str) {
+        let Some(entry) = self.journal.by_name(name) else { return };
+        let noted = self
+            .journal
+            .update_regardless(entry.volume_id, |entry| {
+                references::told(&mut entry.references, id, engine);
+            })
+            .await;
+        if let Err(error) = noted {
+            tracing::error!(volume = name, %error, "a reference stays doubtful");
+        }
+    }
+
     /// Nobody collected the success of a Mount: takes its reference back. The volume stays
     /// mounted for a moment, for the caller may come again.
     ///

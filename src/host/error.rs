@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::exec::ExecError;
+use crate::effects::Injected;
 
 /// An error of a process, a device, a filesystem or an iSCSI session.
 ///
@@ -69,6 +70,12 @@ pub enum HostError {
         /// Target, portal, exit code in words.
         what: String,
     },
+}
+
+impl From<Injected> for HostError {
+    fn from(injected: Injected) -> Self {
+        Self::Io { action: "do", path: injected.what.clone().into(), source: injected.into() }
+    }
 }
 
 impl HostError {

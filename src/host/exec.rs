@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::Paths;
+use crate::effects::{self, Kind};
 
 /// Where distributions keep the tools of an administrator.
 const DIRECTORIES: &[&str] = &["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin"];
@@ -204,9 +205,12 @@ impl Exec {
     /// Runs the command; any exit code is an answer.
     pub async fn output(&self, cmd: &Cmd) -> Result<Output, ExecError> {
         let path = self.find(cmd.tool)?;
+        let passage = effects::enter(Kind::Process, || cmd.to_string())
+            .map_err(|injected| not_started(cmd, injected.into()))?;
         let started = tokio::time::Instant::now();
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let mut command = tokio::process::Command::new(path);
+        end_with_us(&mut command);
         let mut child = command
             .args(&cmd.args)
             .env("LC_ALL", "C")
@@ -217,7 +221,8 @@ impl Exec {
             .process_group(0)
             .current_dir("/")
             .spawn()
-            .map_err(|source| ExecError::Start { cmd: cmd.to_string(), source })?;
+            .map_err(|source| not_started(cmd, source))?;
+        passage.midway();
         let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let run = async {
@@ -236,8 +241,13 @@ impl Exec {
                 seconds: cmd.timeout.as_secs(),
             });
         };
-        let (status, stdout, stderr) =
-            ended.map_err(|source| ExecError::Start { cmd: cmd.to_string(), source })?;
+        let (status, stdout, stderr) = ended.map_err(|source| not_started(cmd, source))?;
+        passage.leave().map_err(|_| ExecError::Failed {
+            cmd: cmd.to_string(),
+            status: "signal 9".to_owned(),
+            code: None,
+            output: String::new(),
+        })?;
         let output = Output {
             code: status.code(),
             status: describe(status),
@@ -261,6 +271,33 @@ impl Exec {
             output: output.quote(),
         })
     }
+}
+
+/// The kernel kills the process when this one dies: what nobody waits for must not go on working on
+/// a device that the next run of the daemon takes down. (A daemon that a tool leaves behind is a
+/// process of its own, and stays.)
+fn end_with_us(command: &mut tokio::process::Command) {
+    let parent = nix::unistd::getpid();
+    let set = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        match nix::unistd::getppid() == parent {
+            true => Ok(()),
+            // It died before the kernel knew what to do then.
+            false => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    };
+    #[expect(
+        unsafe_code,
+        reason = "what runs between fork and exec is not checked by the compiler"
+    )]
+    // SAFETY: two system calls; neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(set);
+    }
+}
+
+fn not_started(cmd: &Cmd, source: std::io::Error) -> ExecError {
+    ExecError::Start { cmd: cmd.to_string(), source }
 }
 
 fn describe(status: std::process::ExitStatus) -> String {

@@ -29,6 +29,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// Whether there is no body.
+    pub(super) fn is_empty(&self) -> bool {
+        self.body.is_empty()
+    }
+
     /// The body, which must be JSON of this shape.
     pub(super) fn json<T: DeserializeOwned>(&self, call: &Call) -> Result<T, CloudError> {
         serde_json::from_slice(&self.body).map_err(|error| {

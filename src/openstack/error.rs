@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::effects::Injected;
+
 /// An error of Keystone or Cinder, or on the way to them.
 ///
 /// Display says what was tried, on which object and why it failed, with Cinder's own message,
@@ -49,6 +51,16 @@ pub enum CloudErrorKind {
     Unreachable,
     /// 429 or 503 with Retry-After, after waiting as asked: did not take effect.
     Busy,
+}
+
+impl From<Injected> for CloudError {
+    fn from(injected: Injected) -> Self {
+        let kind = match injected.lost {
+            true => CloudErrorKind::Ambiguous,
+            false => CloudErrorKind::Unreachable,
+        };
+        Self::new(kind, injected.to_string())
+    }
 }
 
 impl CloudError {

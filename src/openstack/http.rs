@@ -12,6 +12,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use url::Url;
 
+use crate::effects::{self, Kind};
+
 use super::answer::{self, Answer};
 use super::{CloudError, CloudErrorKind};
 
@@ -212,7 +214,11 @@ impl Http {
             Repeat::Always => self.patience.read,
             Repeat::WhenNotDone => self.patience.effect,
         };
-        let exchange = self.exchange(url, call, token);
+        let exchange = effects::run(
+            Kind::Cloud,
+            || format!("{} {}", call.method, call.what),
+            self.exchange(url, call, token),
+        );
         let result = match tokio::time::timeout(limit, exchange).await {
             Ok(result) => result,
             Err(_) => Err(answer::no_answer(call, url, &format!("no answer for {limit:.0?}"))),

@@ -9,6 +9,7 @@
     reason = "a test fails by panicking, and starts programs itself"
 )]
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -196,6 +197,8 @@ pub struct Node {
     pub dir: Arc<TempDir>,
     pub socket: PathBuf,
     config: Map<String, Value>,
+    environment: Vec<(&'static str, PathBuf)>,
+    below: Vec<OsString>,
     daemon: Option<Child>,
 }
 
@@ -227,7 +230,7 @@ impl Node {
         merge(&mut config, more);
         let Value::Object(config) = config else { unreachable!() };
         let socket = dir.path().join("cinder.sock");
-        Self { dir, socket, config, daemon: None }
+        Self { dir, socket, config, environment: Vec::new(), below: Vec::new(), daemon: None }
     }
 
     /// Starts the daemon and waits until it answers.
@@ -255,7 +258,10 @@ impl Node {
     pub fn spawn(&mut self) {
         self.write_config();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        let child = Command::new(binary())
+        let mut words = self.below.clone();
+        words.push(binary().into());
+        let child = Command::new(&words[0])
+            .args(&words[1..])
             .arg("--config")
             .arg(self.config_path())
             .arg("--socket")
@@ -263,6 +269,7 @@ impl Node {
             .arg("--debug")
             .env_clear()
             .env("PATH", "/nowhere")
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -273,6 +280,25 @@ impl Node {
 
     pub fn set(&mut self, key: &str, value: Value) {
         self.config.insert(key.to_owned(), value);
+    }
+
+    /// For the daemons that are started from now on.
+    pub fn set_variable(&mut self, name: &'static str, value: &Path) {
+        self.environment.push((name, value.to_owned()));
+    }
+
+    /// The daemon runs below this program: its words, up to the daemon's own.
+    pub fn run_below(&mut self, words: Vec<OsString>) {
+        self.below = words;
+    }
+
+    /// Whether the daemon has ended; it is no child any more then.
+    pub fn has_ended(&mut self) -> bool {
+        let ended = self.daemon.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some());
+        if ended {
+            self.daemon = None;
+        }
+        ended
     }
 
     pub fn config_path(&self) -> PathBuf {

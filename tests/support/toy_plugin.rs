@@ -100,6 +100,8 @@ impl VolumeDriver for Toy {
         })
     }
 
+    async fn mount_collected(&self, _: Option<Engine>, _: &str, _: &str) {}
+
     async fn mount_uncollected(&self, _: Option<Engine>, name: &str, id: &str) {
         self.say(format!("uncollected {name:?} {id:?}"));
     }

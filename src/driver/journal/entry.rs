@@ -87,7 +87,7 @@ pub struct AttachmentRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachmentStage {
-    /// Reserve was sent. No answer yet: nothing is ours.
+    /// Reserve was sent. No answer yet, or none that is clear: nothing is proven to be ours.
     Reserving,
     /// Cinder answered the reserve; the export may be under way.
     Reserved,
@@ -137,6 +137,15 @@ pub struct Reference {
     pub engine: Option<Engine>,
     /// How often.
     pub count: u32,
+    /// How many of them the engine has not been told of yet. A daemon that died with them never
+    /// told it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub untold: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Entry {

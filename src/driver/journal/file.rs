@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::effects::{self, Kind};
+
 /// Creates a directory and its parents for root alone.
 pub fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
@@ -31,23 +33,65 @@ pub async fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let path = path.to_owned();
     blocking(move || {
         let temporary = path.with_extension("new");
-        let mut file = open_private(&temporary)?;
-        file.set_len(0)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        sync_parent(&path)
+        let shown = |path: &Path| path.display().to_string();
+        let write = || {
+            let mut file = open_private(&temporary)?;
+            file.set_len(0)?;
+            file.write_all(&text)?;
+            file.sync_all()
+        };
+        let rename = || {
+            std::fs::rename(&temporary, &path)?;
+            sync_parent(&path)
+        };
+        effects::run_blocking(Kind::Journal, || format!("write {}", shown(&temporary)), write)
+            .and_then(|()| {
+                effects::run_blocking(
+                    Kind::Journal,
+                    || format!("rename to {}", shown(&path)),
+                    rename,
+                )
+            })
+            .inspect_err(|_| remove_temporary(&temporary))
     })
     .await
+}
+
+/// Removes what writing left that did not come to its end.
+fn remove_temporary(path: &Path) {
+    let what = || format!("remove {}", path.display());
+    match effects::run_blocking(Kind::Journal, what, || std::fs::remove_file(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "an unfinished file stays");
+        }
+        _ => {}
+    }
+}
+
+/// Removes what an earlier run was writing when it ended. For when nobody writes.
+pub fn remove_unfinished(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "new") {
+            remove_temporary(&path);
+        }
+    }
+    Ok(())
 }
 
 /// Removes a file for good; one that isn't there is fine.
 pub async fn remove(path: &Path) -> io::Result<()> {
     let path = path.to_owned();
-    blocking(move || match std::fs::remove_file(&path) {
-        Ok(()) => sync_parent(&path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+    blocking(move || {
+        effects::run_blocking(
+            Kind::Journal,
+            || format!("remove {}", path.display()),
+            || match std::fs::remove_file(&path) {
+                Ok(()) => sync_parent(&path),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            },
+        )
     })
     .await
 }

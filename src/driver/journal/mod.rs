@@ -7,7 +7,7 @@
 mod entry;
 mod file;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +20,7 @@ pub use entry::{
     VERSION,
 };
 
+use super::references::disown_untold;
 use crate::locks::Locks;
 
 /// Why the journal could not be used.
@@ -66,6 +67,7 @@ pub struct Journal {
     entries: Mutex<HashMap<Uuid, Arc<Entry>>>,
     unusable: HashMap<Uuid, (PathBuf, String)>,
     creations: Mutex<HashMap<Uuid, Creation>>,
+    behind: Mutex<HashSet<Uuid>>,
     writing: Locks<Uuid>,
     _lock: Flock<std::fs::File>,
 }
@@ -86,6 +88,10 @@ impl Journal {
         let lock = file::open_private(&lock_path).map_err(io("open", &lock_path))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| JournalError::Locked { path: directory.to_owned() })?;
+        for sub in ["volumes", "creations"] {
+            let path = directory.join(sub);
+            file::remove_unfinished(&path).map_err(io("read", &path))?;
+        }
         let volumes = directory.join("volumes");
         let (entries, unusable) = read_entries(&volumes).map_err(io("read", &volumes))?;
         let path = directory.join("creations");
@@ -105,6 +111,7 @@ impl Journal {
             entries: Mutex::new(entries),
             unusable,
             creations: Mutex::new(creations),
+            behind: Mutex::default(),
             writing: Locks::default(),
             _lock: lock,
         })
@@ -158,6 +165,7 @@ impl Journal {
                 source,
             })?;
             self.lock_entries().insert(id, entry.clone());
+            self.behind.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         }
         Ok(entry)
     }
@@ -173,12 +181,42 @@ impl Journal {
         let _writing = self.writing.lock(&id).await;
         let (entry, changed) = self.changed(id, change)?;
         if changed {
-            if let Err(error) = file::write(&self.path_of(id), &*entry).await {
-                tracing::error!(volume_id = %id, %error, "the journal could not be written");
-            }
             self.lock_entries().insert(id, entry.clone());
+            self.write_regardless(id, &entry).await;
         }
         Ok(entry)
+    }
+
+    async fn write_regardless(&self, id: Uuid, entry: &Entry) {
+        let written = file::write(&self.path_of(id), entry).await;
+        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        match written {
+            Ok(()) => drop(behind.remove(&id)),
+            Err(error) => {
+                tracing::error!(volume_id = %id, %error, "the journal could not be written");
+                behind.insert(id);
+            }
+        }
+    }
+
+    /// The volumes whose files are behind, because the disk refused.
+    pub fn behind(&self) -> Vec<Uuid> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// Writes what the disk has refused so far.
+    pub async fn catch_up(&self) {
+        for id in self.behind() {
+            let _writing = self.writing.lock(&id).await;
+            let entry = self.lock_entries().get(&id).cloned();
+            match entry {
+                Some(entry) => self.write_regardless(id, &entry).await,
+                // Forgotten since.
+                None => {
+                    self.behind.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                }
+            }
+        }
     }
 
     /// Forgets a volume that is gone, unless something is held for it: an operation may have begun
@@ -197,24 +235,23 @@ impl Journal {
         })
     }
 
-    /// Notes a creation before its POST.
+    /// Notes a creation before its POST. After an error it may be noted all the same, and is still
+    /// to be ended.
     pub async fn begin_creation(&self, creation: Creation) -> Result<(), JournalError> {
         let path = self.creation_path(creation.nonce);
-        file::write(&path, &creation).await.map_err(|source| JournalError::Io {
-            action: "write",
-            path,
-            source,
-        })?;
+        let written = file::write(&path, &creation).await;
         self.lock_creations().insert(creation.nonce, creation);
-        Ok(())
+        written.map_err(|source| JournalError::Io { action: "write", path, source })
     }
 
-    /// The creation is over, one way or the other.
-    pub async fn end_creation(&self, nonce: Uuid) {
-        self.lock_creations().remove(&nonce);
+    /// The creation is over, one way or the other. Whether the disk knows it, too.
+    pub async fn end_creation(&self, nonce: Uuid) -> bool {
         if let Err(error) = file::remove(&self.creation_path(nonce)).await {
             tracing::warn!(%nonce, %error, "a finished creation could not be removed from the journal");
+            return false;
         }
+        self.lock_creations().remove(&nonce);
+        true
     }
 
     /// Creations that have begun and not ended.
@@ -267,7 +304,8 @@ fn read_entries(directory: &Path) -> io::Result<(Entries, Unusable)> {
     for (path, entry) in file::read_all::<Entry>(directory)? {
         let id = path.file_stem().and_then(|stem| Uuid::parse_str(&stem.to_string_lossy()).ok());
         match (id, entry.and_then(check_version)) {
-            (Some(id), Ok(entry)) if entry.volume_id == id => {
+            (Some(id), Ok(mut entry)) if entry.volume_id == id => {
+                disown_untold(&mut entry.references);
                 usable.insert(id, Arc::new(entry));
             }
             (Some(id), Ok(entry)) => {

@@ -17,6 +17,7 @@ use nix::sys::stat::{major, minor};
 use tokio::time::{Instant, sleep};
 
 use super::{Device, DeviceState};
+use crate::effects::{self, Kind};
 use crate::host::filesystem::mountinfo::{self, DeviceNumber};
 use crate::host::{HostError, Paths};
 
@@ -192,13 +193,14 @@ async fn read_begin(path: &Path) -> Result<(), HostError> {
 /// its own cache, and drops the kernel's copy.
 pub async fn flush(path: &Path) -> Result<(), HostError> {
     let what = format!("flushing {}", path.display());
+    let shown = format!("flush {}", path.display());
     let path = path.to_owned();
-    blocking(what, FLUSH_LIMIT, move || {
+    let flush = blocking(what, FLUSH_LIMIT, move || {
         let file = File::open(&path).map_err(|source| HostError::io("open", &path, source))?;
         file.sync_all().map_err(|source| HostError::io("flush", &path, source))?;
         drop_cache(&file).map_err(|source| HostError::io("flush", path, source))
-    })
-    .await
+    });
+    effects::run(Kind::Kernel, || shown, flush).await
 }
 
 nix::ioctl_none!(
@@ -222,15 +224,16 @@ pub async fn write_attribute(
     limit: Duration,
 ) -> Result<(), HostError> {
     let what = format!("writing to {}", file.display());
-    blocking(what, limit, move || {
+    let shown = format!("{value} > {}", file.display());
+    let write = blocking(what, limit, move || {
         // Not fs::write: an attribute is opened as it is, never created nor truncated.
         OpenOptions::new()
             .write(true)
             .open(&file)
             .and_then(|mut open| io::Write::write_all(&mut open, value.as_bytes()))
             .map_err(|source| HostError::io("write to", file, source))
-    })
-    .await
+    });
+    effects::run(Kind::Kernel, || shown, write).await
 }
 
 /// Runs work that may hang in the kernel on a thread of its own. At the deadline the thread is

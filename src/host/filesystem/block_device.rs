@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use super::mountinfo::DeviceNumber;
+use crate::effects::{self, Kind};
 use crate::host::HostError;
 
 /// Alignment of direct reads and writes, in memory and on the device. Covers every logical block
@@ -148,28 +149,37 @@ impl BlockDevice {
     /// Writes zeros over `length` bytes at `offset`, widened to whole blocks of 64 KiB, and waits
     /// until the device has them.
     pub(super) fn zero(&self, offset: u64, length: u64) -> Result<(), HostError> {
-        let mut at = offset - offset % ALIGNMENT;
-        let end = (offset + length).next_multiple_of(ALIGNMENT).min(self.size);
-        let mut zeros = Aligned::zeroed(1024 * 1024);
-        while at < end {
-            let count = as_len((end - at).min(1024 * 1024));
-            self.file
-                .write_all_at(&zeros.bytes_mut()[..count], at)
-                .map_err(|e| HostError::io("wipe", &self.path, e))?;
-            at += count as u64;
-        }
-        self.file.sync_all().map_err(|e| HostError::io("flush", &self.path, e))
+        let what = || format!("wipe {} at {offset}", self.path.display());
+        effects::run_blocking(Kind::Kernel, what, || {
+            let mut at = offset - offset % ALIGNMENT;
+            let end = (offset + length).next_multiple_of(ALIGNMENT).min(self.size);
+            let mut zeros = Aligned::zeroed(1024 * 1024);
+            while at < end {
+                let count = as_len((end - at).min(1024 * 1024));
+                self.file
+                    .write_all_at(&zeros.bytes_mut()[..count], at)
+                    .map_err(|e| HostError::io("wipe", &self.path, e))?;
+                at += count as u64;
+            }
+            self.file.sync_all().map_err(|e| HostError::io("flush", &self.path, e))
+        })
     }
 
     /// Writes out everything that is cached for the device, waits until the device has it, and drops
     /// the cache (fsync, then BLKFLSBUF).
     pub fn flush(&self) -> Result<(), HostError> {
-        self.file.sync_all().map_err(|e| HostError::io("flush", &self.path, e))?;
-        // SAFETY: the descriptor is open, and BLKFLSBUF takes no argument.
-        #[expect(unsafe_code, reason = "nix has no wrapper for this ioctl")]
-        unsafe { ioctl::blkflsbuf(self.file.as_raw_fd()) }
-            .map_err(|e| HostError::io("flush", &self.path, e.into()))?;
-        Ok(())
+        effects::run_blocking(
+            Kind::Kernel,
+            || format!("flush {}", self.path.display()),
+            || {
+                self.file.sync_all().map_err(|e| HostError::io("flush", &self.path, e))?;
+                // SAFETY: the descriptor is open, and BLKFLSBUF takes no argument.
+                #[expect(unsafe_code, reason = "nix has no wrapper for this ioctl")]
+                unsafe { ioctl::blkflsbuf(self.file.as_raw_fd()) }
+                    .map_err(|e| HostError::io("flush", &self.path, e.into()))?;
+                Ok(())
+            },
+        )
     }
 }
 

@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::unistd::{Gid, Uid, fchown, fsync};
 
+use crate::effects::{self, Kind};
 use crate::host::HostError;
 
 /// Mode of a new content directory: image users are not root, and must be able to enter.
@@ -85,7 +86,8 @@ pub fn ensure(
         }
         return set_mode(&directory, &path, DEFAULT_MODE);
     }
-    match mkdirat(&root, content_directory, Mode::empty()) {
+    let make = || Ok::<_, HostError>(mkdirat(&root, content_directory, Mode::empty()));
+    match effects::run_blocking(Kind::File, || format!("mkdir {}", path.display()), make)? {
         Ok(()) => {}
         Err(Errno::EEXIST) => {
             return Err(HostError::Refused {
@@ -111,7 +113,11 @@ fn finish(
     ownership: &Ownership,
 ) -> Result<(), HostError> {
     own(directory, path, ownership)?;
-    fsync(directory).map_err(|e| HostError::io("fsync", path, e.into()))?;
+    effects::run_blocking(
+        Kind::File,
+        || format!("fsync {}", path.display()),
+        || fsync(directory).map_err(|e| HostError::io("fsync", path, e.into())),
+    )?;
     sync_root(mount)
 }
 
@@ -163,19 +169,36 @@ fn open_on_same_device(root: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
 }
 
 fn own(directory: &OwnedFd, path: &Path, ownership: &Ownership) -> Result<(), HostError> {
-    fchown(directory, ownership.uid.map(Uid::from_raw), ownership.gid.map(Gid::from_raw))
-        .map_err(|e| HostError::io("change the owner of", path, e.into()))?;
+    let (uid, gid) = (ownership.uid.map(Uid::from_raw), ownership.gid.map(Gid::from_raw));
+    effects::run_blocking(
+        Kind::File,
+        || format!("chown {}", path.display()),
+        || {
+            fchown(directory, uid, gid)
+                .map_err(|e| HostError::io("change the owner of", path, e.into()))
+        },
+    )?;
     // After the owner: changing that clears set-id bits.
     set_mode(directory, path, ownership.mode.unwrap_or(DEFAULT_MODE))
 }
 
 fn set_mode(directory: &OwnedFd, path: &Path, mode: u32) -> Result<(), HostError> {
-    fchmod(directory, Mode::from_bits_truncate(mode))
-        .map_err(|e| HostError::io("change the mode of", path, e.into()))
+    effects::run_blocking(
+        Kind::File,
+        || format!("chmod {}", path.display()),
+        || {
+            fchmod(directory, Mode::from_bits_truncate(mode))
+                .map_err(|e| HostError::io("change the mode of", path, e.into()))
+        },
+    )
 }
 
 fn sync_root(mount: &Path) -> Result<(), HostError> {
-    fsync(open_root(mount)?).map_err(|e| HostError::io("fsync", mount, e.into()))
+    effects::run_blocking(
+        Kind::File,
+        || format!("fsync {}", mount.display()),
+        || fsync(open_root(mount)?).map_err(|e| HostError::io("fsync", mount, e.into())),
+    )
 }
 
 #[cfg(test)]

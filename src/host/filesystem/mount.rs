@@ -12,6 +12,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use super::mountinfo::{self, DeviceNumber, MountEntry};
 use super::probe::{Contents, Filesystem, FsType, probe_node};
 use super::{blocking, mount_options};
+use crate::effects::{self, Kind};
 use crate::host::attach::Device;
 use crate::host::exec::ExecError;
 use crate::host::{Cmd, Exec, HostError, Paths, process};
@@ -282,7 +283,12 @@ fn prepare(at: &Path) -> Result<bool, HostError> {
         let mut opened = openat(&directory, *name, flags, Mode::empty());
         if matches!(opened, Err(Errno::ENOENT)) {
             let mode = if index + 2 < names.len() { 0o755 } else { 0o700 };
-            match mkdirat(&directory, *name, Mode::from_bits_truncate(mode)) {
+            let make = || mkdirat(&directory, *name, Mode::from_bits_truncate(mode));
+            match effects::run_blocking(
+                Kind::File,
+                || format!("mkdir {}", path.display()),
+                || Ok::<_, HostError>(make()),
+            )? {
                 Ok(()) => created = true,
                 Err(Errno::EEXIST) => {}
                 Err(e) => return Err(HostError::io("create", path, e.into())),
@@ -315,15 +321,17 @@ fn prepare(at: &Path) -> Result<bool, HostError> {
 
 /// `syncfs` on a mount. EIO and the like come back as an error: data may be lost.
 pub async fn sync(at: &Path) -> Result<(), HostError> {
+    let shown = format!("syncfs {}", at.display());
     let at = at.to_owned();
-    blocking(format!("writing out what is cached for {}", at.display()), SYNC_LIMIT, move || {
+    let what = format!("writing out what is cached for {}", at.display());
+    let sync = blocking(what, SYNC_LIMIT, move || {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mount =
             open(&at, flags, Mode::empty()).map_err(|e| HostError::io("open", &at, e.into()))?;
         nix::unistd::syncfs(mount)
             .map_err(|e| HostError::io("write out all data of", &at, e.into()))
-    })
-    .await
+    });
+    effects::run(Kind::Kernel, || shown, sync).await
 }
 
 /// Unmounts what is at `at`, never lazily; [`HostError::Busy`] names the processes. Not mounted is
@@ -408,7 +416,8 @@ async fn remove_if_unheld(paths: &Paths, device: DeviceNumber, at: &Path) {
 }
 
 fn remove_directory(at: &Path) {
-    if let Err(error) = std::fs::remove_dir(at) {
+    let what = || format!("rmdir {}", at.display());
+    if let Err(error) = effects::run_blocking(Kind::File, what, || std::fs::remove_dir(at)) {
         tracing::debug!(path = %at.display(), %error, "left the directory of a mount");
     }
 }

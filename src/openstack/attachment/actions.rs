@@ -206,7 +206,11 @@ impl Cloud {
             Some(json!({ action: parameters })),
             &[202],
         );
-        self.send(&call).await.map(drop)
+        let answer = self.send(&call).await?;
+        match answer.is_empty() {
+            true => Ok(()),
+            false => Err(answer.unexpected(&call, "a body where Cinder sends none")),
+        }
     }
 }
 

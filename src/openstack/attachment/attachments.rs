@@ -73,7 +73,7 @@ impl Cloud {
         let body = json!({"os-complete": {}});
         let what = format!("attach volume {volume_id}");
         let path = format!("/attachments/{id}/action");
-        let call = effect(Method::POST, what, path, Some(body), &[200, 202, 204]);
+        let call = effect(Method::POST, what, path, Some(body), &[204]);
         match self.send(&call).await {
             Err(error) if error.is_ambiguous() => {
                 match self.attachment_status(volume_id, id).await {
@@ -92,8 +92,16 @@ impl Cloud {
     ) -> Result<(), CloudError> {
         let what = format!("detach volume {volume_id}");
         let path = format!("/attachments/{id}");
-        let call = effect(Method::DELETE, what, path, None, &[200, 202, 204]);
-        match self.send(&call).await {
+        let call = effect(Method::DELETE, what, path, None, &[200]);
+        // Cinder answers with the volume's other attachments: proof that it is Cinder.
+        let deleted = self.send(&call).await.and_then(|answer| {
+            let body: Value = answer.json(&call)?;
+            match body["attachments"].is_array() {
+                true => Ok(()),
+                false => Err(answer.unexpected(&call, "it lists no attachments")),
+            }
+        });
+        match deleted {
             Err(error) if error.is_not_found() => Ok(()),
             Err(error) if error.is_ambiguous() => {
                 match self.attachment_status(volume_id, id).await {
@@ -101,7 +109,7 @@ impl Cloud {
                     _ => Err(error),
                 }
             }
-            result => result.map(drop),
+            result => result,
         }
     }
 

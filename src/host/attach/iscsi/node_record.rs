@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use super::IscsiPath;
 use super::connection::Chap;
+use crate::effects::{self, Kind};
 use crate::host::{HostError, Paths};
 
 /// First words of the mark; a line with `#` is a comment to open-iscsi.
@@ -101,15 +102,19 @@ impl NodeDb {
         for file in self.files(path)? {
             remove_file(&file)?;
         }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&target)
-            .map_err(|source| HostError::io("create", &target, source))?;
+        effects::run_blocking(
+            Kind::File,
+            || format!("mkdir {}", target.display()),
+            || DirBuilder::new().recursive(true).mode(0o700).create(&target),
+        )
+        .map_err(|source| HostError::io("create", &target, source))?;
         // Beside `nodes`, where iscsiadm does not take it for a record.
         let temporary = self.root.join(format!(".cinder-docker-driver.{}", uuid::Uuid::new_v4()));
-        let written = write_new(&temporary, &text)
-            .and_then(|()| fs::rename(&temporary, target.join(file_name(portal))));
+        let what = || format!("write the node record {}", target.join(file_name(portal)).display());
+        let written = effects::run_blocking(Kind::File, what, || {
+            write_new(&temporary, &text)?;
+            fs::rename(&temporary, target.join(file_name(portal)))
+        });
         written.map_err(|source| {
             // Secrets must not stay behind; a failed removal is the lesser trouble.
             let _ = fs::remove_file(&temporary);
@@ -233,7 +238,8 @@ fn write_new(file: &Path, text: &str) -> io::Result<()> {
 
 /// Removes a record, and its directory `ADDRESS,PORT,TAG` when that is empty then.
 fn remove_file(file: &Path) -> Result<(), HostError> {
-    match fs::remove_file(file) {
+    let what = || format!("remove the node record {}", file.display());
+    match effects::run_blocking(Kind::File, what, || fs::remove_file(file)) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(HostError::io("remove", file, source)),
