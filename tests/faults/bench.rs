@@ -1,0 +1,455 @@
+//! One host and one cloud, on which an operation meets a fault; and everything that must hold
+//! afterwards.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cinder_docker_driver::effects::FAULTS_VARIABLE;
+use cinder_docker_driver::sandbox::Behaviour;
+use cinder_docker_driver::sandbox::faults::{Action, Rule};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::{Cloud, Node, loops_of, sh};
+
+/// What is written before, and must be there after.
+const BYTES: &str = "written before the fault";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    /// Of a volume without a filesystem.
+    MountFresh,
+    MountFormatted,
+    /// Of a volume that Cinder is still making.
+    MountCreating,
+    /// Of a volume that was extended in Cinder.
+    MountExtended,
+    /// For a second container.
+    MountSecond,
+    Unmount,
+    /// Of one of two containers.
+    UnmountFirst,
+    Remove,
+}
+
+impl Operation {
+    pub fn is_mount(self) -> bool {
+        !matches!(self, Self::Create | Self::Unmount | Self::UnmountFirst | Self::Remove)
+    }
+
+    /// Whether the volume has [`BYTES`] before the fault.
+    pub fn has_bytes(self) -> bool {
+        !matches!(self, Self::Create | Self::MountFresh | Self::MountCreating | Self::Remove)
+    }
+}
+
+/// What goes wrong, once, at the nth of its kind.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// At an effect, in the daemon's own gate (`src/effects.rs`).
+    Gate(&'static str),
+    /// With a call, in the cloud.
+    Cloud(&'static str, Action),
+    /// With a process: what a shell does in place of the tool `$real`.
+    Tool(&'static str, &'static str),
+}
+
+impl Fault {
+    /// The heading of its column.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Gate(name) | Self::Cloud(name, _) | Self::Tool(name, _) => name,
+        }
+    }
+
+    fn kills(&self) -> bool {
+        self.name().starts_with("kill-")
+    }
+}
+
+/// The tools that the daemon runs, each behind a script that can do something else.
+fn wrap_tools(faults: &Path) {
+    let directory = faults.join("tools");
+    fs::create_dir(&directory).unwrap();
+    for tool in ["mount", "umount", "mkfs.ext4", "mkfs.xfs", "xfs_growfs", "e2fsck", "resize2fs"] {
+        let faults = faults.display();
+        let script = format!(
+            "#!/bin/sh\n\
+             PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
+             real=$(command -v {tool})\n\
+             if [ -e {faults}/tool-plan ]; then\n\
+             \techo \"{tool} $*\" >>{faults}/tool-log\n\
+             \t[ $(wc -l <{faults}/tool-log) -ne $(cat {faults}/tool-plan) ] || . {faults}/tool-fault\n\
+             fi\n\
+             exec $real \"$@\"\n"
+        );
+        let file = directory.join(tool);
+        fs::write(&file, script).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// A host, a cloud, and what belongs to others and must stay as it is.
+pub struct Bench {
+    cloud: Cloud,
+    node: Node,
+    faults: TempDir,
+    foreign: Vec<Value>,
+}
+
+impl Bench {
+    pub async fn new(more: Value) -> Self {
+        let cloud = Cloud::start().await;
+        // Somebody else's: one in use by another host, one free.
+        cloud.create("theirs-free", json!({})).await;
+        let used = cloud.create("theirs-used", json!({})).await;
+        let path = format!("/volumes/{used}/action");
+        cloud.cinder("POST", &path, json!({ "os-reserve": {} })).await;
+        let attach = json!({ "os-attach": {
+            "instance_uuid": "11111111-2222-3333-4444-555555555555", "mountpoint": "/dev/vdb" } });
+        cloud.cinder("POST", &path, attach).await;
+        let faults = tempfile::tempdir().unwrap();
+        wrap_tools(faults.path());
+        let mut node = Node::prepare(cloud.sandbox.config(), more);
+        node.set_variable(FAULTS_VARIABLE, faults.path());
+        node.run().await;
+        let mut bench = Self { cloud, node, faults, foreign: Vec::new() };
+        bench.foreign = bench.theirs().await;
+        assert_eq!(bench.foreign.len(), 2);
+        bench
+    }
+
+    async fn theirs(&self) -> Vec<Value> {
+        let mut all = self.cloud.volumes().await;
+        all.retain(|volume| volume["name"].as_str().unwrap().starts_with("theirs"));
+        all
+    }
+
+    fn arm(&self, fault: &Fault, nth: u32) {
+        let file = |name: &str| self.faults.path().join(name);
+        match fault {
+            Fault::Gate(what) => {
+                let plan = format!("{what} {nth} {}", uuid::Uuid::new_v4());
+                fs::write(file("plan"), plan).unwrap();
+            }
+            Fault::Cloud(_, action) => {
+                self.cloud.forget_calls();
+                self.cloud.fail(Rule::on("*", action.clone()).from_nth(nth));
+            }
+            Fault::Tool(_, shell) => {
+                fs::write(file("tool-fault"), shell).unwrap();
+                fs::write(file("tool-plan"), nth.to_string()).unwrap();
+            }
+        }
+    }
+
+    /// What there was since the fault was armed that it could have happened to.
+    fn disarm(&self, fault: &Fault) -> Vec<String> {
+        let take = |name: &str| {
+            let text = fs::read_to_string(self.faults.path().join(name)).unwrap_or_default();
+            fs::remove_file(self.faults.path().join(name)).ok();
+            text
+        };
+        match fault {
+            Fault::Gate(_) => {
+                take("plan");
+                let log = take("log");
+                let begun = log.lines().filter_map(|line| line.split_once(' '));
+                begun.filter(|(_, what)| *what != "end").map(|(_, what)| what.to_owned()).collect()
+            }
+            Fault::Cloud(..) => {
+                self.cloud.clear_faults();
+                self.cloud.calls()
+            }
+            Fault::Tool(..) => {
+                take("tool-plan");
+                take("tool-log").lines().map(str::to_owned).collect()
+            }
+        }
+    }
+
+    /// As dockerd: a connection that breaks is an error like any other.
+    async fn call(&self, call: &str, body: Value) -> Result<(), String> {
+        let answer = self.node.try_call(&format!("/VolumeDriver.{call}"), &body.to_string()).await;
+        match answer {
+            Ok((200, _)) => Ok(()),
+            Ok((_, answer)) => Err(answer["Err"].as_str().unwrap().to_owned()),
+            Err(error) => Err(format!("no answer: {error}")),
+        }
+    }
+
+    async fn prepare(&self, operation: Operation, name: &str) {
+        let node = &self.node;
+        match operation {
+            Operation::Create => return,
+            Operation::MountCreating => {
+                let slow = Behaviour { creating_ms: 300, ..Behaviour::default() };
+                self.cloud.sandbox.set_behaviour(slow);
+                let metadata = json!({ "docker.format": "unformatted" });
+                let volume = json!({ "name": name, "size": 1, "metadata": metadata });
+                self.cloud.cinder("POST", "/volumes", json!({ "volume": volume })).await;
+                self.cloud.sandbox.set_behaviour(Behaviour::default());
+                return;
+            }
+            // xfs grows without a capability that test machines may lack.
+            Operation::MountExtended => node.create(name, json!({ "fs": "xfs" })).await.unwrap(),
+            _ => node.create(name, json!({})).await.unwrap(),
+        }
+        if !operation.has_bytes() {
+            return;
+        }
+        let path = node.mount(name, "before").await.unwrap();
+        fs::write(path.join("bytes"), BYTES).unwrap();
+        node.unmount(name, "before").await.unwrap();
+        match operation {
+            Operation::MountExtended => {
+                let id = self.cloud.volume(name).await["id"].as_str().unwrap().to_owned();
+                let extend = json!({ "os-extend": { "new_size": 2 } });
+                self.cloud.cinder("POST", &format!("/volumes/{id}/action"), extend).await;
+                self.cloud.until(name, "available").await;
+            }
+            Operation::MountSecond => drop(node.mount(name, "first").await.unwrap()),
+            Operation::Unmount => drop(node.mount(name, "c").await.unwrap()),
+            Operation::UnmountFirst => {
+                node.mount(name, "c").await.unwrap();
+                node.mount(name, "first").await.unwrap();
+            }
+            _ => {}
+        }
+        // The notes of what the engine was told are effects too, and not this operation's.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+
+    async fn act(&self, operation: Operation, name: &str) -> Result<(), String> {
+        match operation {
+            Operation::Create => self.call("Create", json!({ "Name": name, "Opts": {} })).await,
+            Operation::Remove => self.call("Remove", json!({ "Name": name })).await,
+            Operation::Unmount | Operation::UnmountFirst => {
+                self.call("Unmount", json!({ "Name": name, "ID": "c" })).await
+            }
+            _ => self.call("Mount", json!({ "Name": name, "ID": "c" })).await,
+        }
+    }
+
+    /// Calls again what did not succeed, as Docker (or the person before it) does, and brings the
+    /// volume to the state in which the operation leaves it. Whether that took 10 minutes.
+    async fn complete(
+        &mut self,
+        operation: Operation,
+        name: &str,
+        first: &Result<(), String>,
+    ) -> bool {
+        match operation {
+            Operation::Remove => {
+                if self.node.get(name).await.is_ok() {
+                    self.node.remove(name).await.unwrap();
+                }
+            }
+            // Docker repeats no Unmount. What it was not told of stays counted, and the next
+            // container that comes and goes does not change that.
+            Operation::Unmount | Operation::UnmountFirst => {
+                if first.is_err()
+                    && self.users(name).await > usize::from(operation != Operation::Unmount)
+                {
+                    self.node.unmount(name, "c").await.unwrap();
+                }
+            }
+            // A filesystem that did not grow is still all there; it grows at the next Mount.
+            Operation::MountExtended if first.is_ok() && !self.has_grown(name) => {
+                self.node.unmount(name, "c").await.unwrap();
+                self.node.mount(name, "c").await.unwrap();
+            }
+            _ if first.is_ok() => {}
+            _ => match self.act(operation, name).await {
+                Ok(()) => {}
+                Err(error) if error.contains("left alone until nothing has changed for 10 min") => {
+                    self.settle_doubt(name).await;
+                    self.act(operation, name).await.unwrap();
+                    return true;
+                }
+                Err(error) => panic!("again: {error}"),
+            },
+        }
+        false
+    }
+
+    async fn users(&self, name: &str) -> usize {
+        let users = self.node.get(name).await.map(|volume| volume["Status"]["users_here"].clone());
+        users.ok().and_then(|users| users.as_u64()).unwrap_or(0).try_into().unwrap()
+    }
+
+    /// Asserts that the volume is mounted exactly once, attached exactly once, and has its bytes.
+    async fn assert_mounted(&self, operation: Operation, name: &str) {
+        let at = self.node.mount_point().join(name);
+        assert_eq!(self.node.mounts(), [at.display().to_string()]);
+        assert_eq!(loops_of(self.cloud.dir()).len(), 1, "loop devices");
+        let volume = self.cloud.volume(name).await;
+        assert_eq!(volume["status"], "in-use");
+        assert_eq!(volume["attachments"].as_array().unwrap().len(), 1, "{volume}");
+        let content = at.join("volume_content");
+        if operation.has_bytes() {
+            assert_eq!(fs::read_to_string(content.join("bytes")).unwrap(), BYTES);
+        }
+        fs::write(content.join("more"), "written after it").unwrap();
+        if operation == Operation::MountExtended {
+            assert!(self.has_grown(name), "the filesystem is smaller than its volume");
+        }
+    }
+
+    /// Whether the filesystem has most of 2 GiB.
+    fn has_grown(&self, name: &str) -> bool {
+        let at = self.node.mount_point().join(name);
+        let size = sh(&format!("stat -f -c '%b %S' {}", at.display()));
+        let (blocks, size) = size.trim().split_once(' ').unwrap();
+        blocks.parse::<u64>().unwrap() * size.parse::<u64>().unwrap() > 3 << 29
+    }
+
+    /// Asserts that nothing is held, here or in the cloud, and that no byte is missing.
+    async fn assert_free(&self, operation: Operation, name: &str) {
+        self.node.until_clean().await;
+        self.node.assert_clean(&self.cloud);
+        let left = |directory: &str| -> Vec<_> {
+            let read = fs::read_dir(self.node.state_dir().join(directory)).unwrap();
+            read.flatten().map(|entry| entry.file_name().into_string().unwrap()).collect()
+        };
+        let end = Instant::now() + Duration::from_secs(20);
+        while !left("creations").is_empty() {
+            assert!(
+                Instant::now() < end,
+                "creations: {:?}\n{}",
+                left("creations"),
+                self.node.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let torn: Vec<_> =
+            left("volumes").into_iter().filter(|name| !name.ends_with(".json")).collect();
+        assert!(torn.is_empty() || torn.len() == 1, "{torn:?}");
+        assert_eq!(self.theirs().await, self.foreign, "others' volumes");
+
+        let mut volumes = self.cloud.volumes().await;
+        volumes.retain(|volume| volume["name"] == name);
+        if operation == Operation::Remove {
+            assert_eq!(volumes, Vec::<Value>::new());
+            return;
+        }
+        assert_eq!(volumes.len(), 1, "{volumes:?}");
+        assert_eq!(volumes[0]["status"], "available", "{}", volumes[0]);
+        assert_eq!(volumes[0]["attachments"], json!([]));
+        let id = volumes[0]["id"].as_str().unwrap();
+        let attachments = self.cloud.cinder("GET", "/attachments/detail", Value::Null).await;
+        let ours = attachments["attachments"].as_array().unwrap().iter();
+        assert_eq!(ours.filter(|attachment| attachment["volume_id"] == id).count(), 0);
+        if operation.has_bytes() || operation.is_mount() {
+            let image = self.cloud.image(id);
+            assert!(is_intact(&image, operation.has_bytes()), "the filesystem or its bytes");
+        }
+    }
+
+    async fn discard(&self, name: &str) {
+        for volume in self.cloud.volumes().await {
+            if volume["name"] == name {
+                let path = format!("/volumes/{}", volume["id"].as_str().unwrap());
+                self.cloud.cinder("DELETE", &path, Value::Null).await;
+            }
+        }
+    }
+
+    /// Whether the fault ended the daemon. It may also die of something that it does after its
+    /// answer.
+    async fn has_died(&mut self, fault: &Fault, answer: &Result<(), String>) -> bool {
+        let lost = answer.as_ref().is_err_and(|error| error.starts_with("no answer"));
+        let patience = match (fault.kills(), lost) {
+            (false, _) => Duration::ZERO,
+            (true, false) => Duration::from_millis(50),
+            (true, true) => Duration::from_secs(5),
+        };
+        let end = Instant::now() + patience;
+        while !self.node.has_ended() {
+            if Instant::now() >= end {
+                assert!(!lost, "it broke the connection and lives");
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        true
+    }
+
+    /// What a reserve left of which nobody knows whose it is, is left alone for 10 minutes: these
+    /// are let pass here.
+    async fn settle_doubt(&mut self, name: &str) {
+        let before = std::time::SystemTime::now() - Duration::from_secs(601);
+        let before = humantime::format_rfc3339_micros(before).to_string();
+        let stamp = json!({ "updated_at": before.trim_end_matches('Z') });
+        self.cloud.force(self.cloud.volume(name).await["id"].as_str().unwrap(), stamp);
+        // The next look is at the next start, or some seconds away.
+        self.node.kill();
+        self.node.run().await;
+        self.cloud.until(name, "available").await;
+    }
+
+    /// One case; what the fault happened to, if there was an nth, and how it ended.
+    pub async fn case(
+        &mut self,
+        operation: Operation,
+        fault: &Fault,
+        nth: u32,
+    ) -> (Option<String>, &'static str) {
+        let name =
+            format!("{operation:?}-{}-{nth}", fault.name().replace([' ', ','], "-")).to_lowercase();
+        self.prepare(operation, &name).await;
+        self.arm(fault, nth);
+        let first = self.act(operation, &name).await;
+        let died = self.has_died(fault, &first).await;
+        let met = self.disarm(fault).into_iter().nth(nth as usize - 1);
+        if died {
+            self.node.run().await;
+        }
+        let doubt = self.complete(operation, &name, &first).await;
+        let outcome = match (&first, died) {
+            _ if doubt => "after 10 minutes",
+            (_, true) => "killed, recovered",
+            (Ok(()), _) => "succeeded",
+            (Err(error), _) => {
+                assert!(error.contains(&name), "an error names its volume: {error}");
+                "error, then done"
+            }
+        };
+        if operation.is_mount() || operation == Operation::UnmountFirst {
+            self.assert_mounted(operation, &name).await;
+            if operation.is_mount() {
+                self.node.unmount(&name, "c").await.unwrap();
+            }
+            if matches!(operation, Operation::MountSecond | Operation::UnmountFirst) {
+                self.assert_mounted(operation, &name).await;
+                self.node.unmount(&name, "first").await.unwrap();
+            }
+        }
+        self.assert_free(operation, &name).await;
+        self.discard(&name).await;
+        (met, outcome)
+    }
+}
+
+/// Whether an image holds a sound filesystem with what was written; looks at a copy.
+fn is_intact(image: &Path, has_bytes: bool) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let (copy, at) = (dir.path().join("copy"), dir.path().join("at"));
+    fs::create_dir(&at).unwrap();
+    let bytes = if has_bytes { "grep -q before volume_content/bytes &&" } else { "" };
+    let more = if has_bytes { "true" } else { "test -s volume_content/more" };
+    let (copy, at, image) = (copy.display(), at.display(), image.display());
+    std::process::Command::new("sh")
+        .args(["-c", &format!(
+            "cp --sparse=always {image} {copy} && \
+             {{ blkid -p -s TYPE {copy} | grep -q xfs || fsck.ext4 -fn {copy} >/dev/null 2>&1; }} && \
+             mount -o loop,ro {copy} {at} && \
+             {{ (cd {at} && {bytes} {more}); found=$?; umount {at}; exit $found; }}"
+        )])
+        .status()
+        .unwrap()
+        .success()
+}

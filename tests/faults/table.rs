@@ -1,0 +1,89 @@
+//! All cases of an operation, and how they ended.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, Fault, Operation};
+
+/// An operation with more steps than this never ends.
+const MOST_STEPS: u32 = 200;
+const FIRST_COLUMN: usize = 46;
+const COLUMN: usize = 16;
+
+/// The configuration of a host for either attach flow.
+pub fn flow(actions: bool) -> Value {
+    match actions {
+        true => json!({ "HostUUID": "aaaaaaaa-0000-4000-8000-000000000001", "WaitForRelease": 1 }),
+        false => json!({ "WaitForRelease": 1 }),
+    }
+}
+
+/// Runs every case, prints the table and fails with what went wrong.
+pub async fn every_case(operation: Operation, config: Value, faults: &[Fault]) {
+    let mut bench = Bench::new(config.clone()).await;
+    let mut table: BTreeMap<u32, (String, BTreeMap<&str, &str>)> = BTreeMap::new();
+    let (mut cases, mut failures) = (0, Vec::new());
+    for fault in faults {
+        for nth in 1..=MOST_STEPS {
+            assert!(nth < MOST_STEPS, "{operation:?} never ends");
+            let known = table.get(&nth).map(|(what, _)| what.as_str());
+            if fault.name() == "kill-midway" && known.is_some_and(|w| !w.starts_with("process")) {
+                // Only processes have a middle.
+                continue;
+            }
+            let case = AssertUnwindSafe(Box::pin(bench.case(operation, fault, nth)));
+            let outcome = match case.catch_unwind().await {
+                Ok((None, _)) => break,
+                Ok((Some(what), outcome)) => {
+                    table.entry(nth).or_default().0 = what;
+                    outcome
+                }
+                Err(panic) => {
+                    let text = panic
+                        .downcast_ref::<String>()
+                        .cloned()
+                        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                        .unwrap_or_default();
+                    failures.push(format!("{operation:?}, {} at {nth}: {text}", fault.name()));
+                    assert!(failures.len() < 20, "{}", failures.join("\n\n"));
+                    bench = Bench::new(config.clone()).await;
+                    "FAILED"
+                }
+            };
+            cases += 1;
+            table.entry(nth).or_default().1.insert(fault.name(), outcome);
+        }
+    }
+    let mut text = format!("\n{:<FIRST_COLUMN$}", format!("{operation:?}"));
+    for fault in faults {
+        let _ = write!(text, " {:<COLUMN$}", fault.name());
+    }
+    for (nth, (what, outcomes)) in &table {
+        let what: String = shortened(what).chars().take(FIRST_COLUMN - 4).collect();
+        let _ = write!(text, "\n{:<FIRST_COLUMN$}", format!("{nth:>2} {what}"));
+        for fault in faults {
+            let outcome = outcomes.get(fault.name()).copied().unwrap_or("-");
+            let _ = write!(text, " {outcome:<COLUMN$}");
+        }
+    }
+    println!("{text}\n{operation:?}: {cases} cases, {} failed", failures.len());
+    assert!(cases > 0, "{operation:?} met no faults");
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+/// Without ids and directories.
+fn shortened(what: &str) -> String {
+    let short = |word: &str| {
+        let word = match word.rsplit_once('/') {
+            Some((_, last)) if word.starts_with('/') => last,
+            _ => word,
+        };
+        let stem = word.split('.').next().unwrap_or(word);
+        if uuid::Uuid::parse_str(stem).is_ok() { "ID".to_owned() } else { word.to_owned() }
+    };
+    what.split(' ').map(short).collect::<Vec<_>>().join(" ")
+}
