@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cinder_docker_driver::effects::FAULTS_VARIABLE;
@@ -181,6 +181,62 @@ impl Bench {
         }
     }
 
+    /// A call that meets a fault; the daemon is started again if it dies of it.
+    pub async fn call_with(
+        &mut self,
+        call: &str,
+        body: &Value,
+        fault: Option<&(Fault, u32)>,
+    ) -> Result<(), String> {
+        let Some((fault, nth)) = fault else { return self.call(call, body.clone()).await };
+        self.arm(fault, *nth);
+        let answer = self.call(call, body.clone()).await;
+        let died = self.has_died(fault, &answer).await;
+        self.disarm(fault);
+        if died {
+            self.node.run().await;
+        }
+        answer
+    }
+
+    /// A call after which nothing is in doubt any more; 10 minutes pass if need be.
+    pub async fn settled_call(
+        &mut self,
+        call: &str,
+        body: &Value,
+        name: &str,
+    ) -> Result<(), String> {
+        match self.call(call, body.clone()).await {
+            Err(error) if error.contains("left alone until nothing has changed for 10 min") => {
+                self.settle_doubt(name).await;
+                self.call(call, body.clone()).await
+            }
+            answer => answer,
+        }
+    }
+
+    pub async fn restart(&mut self) {
+        self.node.kill();
+        self.node.run().await;
+    }
+
+    pub async fn exists(&self, name: &str) -> bool {
+        self.node.get(name).await.is_ok()
+    }
+
+    /// What containers get of a mounted volume.
+    pub fn content(&self, name: &str) -> PathBuf {
+        self.node.mount_point().join(name).join("volume_content")
+    }
+
+    /// Asserts that neither this host nor the cloud has anything but what is others'.
+    pub async fn assert_nothing_left(&self) {
+        self.node.until_clean().await;
+        self.node.assert_clean(&self.cloud);
+        self.until_no_creations().await;
+        assert_eq!(self.cloud.volumes().await, self.foreign);
+    }
+
     async fn prepare(&self, operation: Operation, name: &str) {
         let node = &self.node;
         match operation {
@@ -276,7 +332,7 @@ impl Bench {
         false
     }
 
-    async fn users(&self, name: &str) -> usize {
+    pub async fn users(&self, name: &str) -> usize {
         let users = self.node.get(name).await.map(|volume| volume["Status"]["users_here"].clone());
         users.ok().and_then(|users| users.as_u64()).unwrap_or(0).try_into().unwrap()
     }
@@ -311,23 +367,9 @@ impl Bench {
     async fn assert_free(&self, operation: Operation, name: &str) {
         self.node.until_clean().await;
         self.node.assert_clean(&self.cloud);
-        let left = |directory: &str| -> Vec<_> {
-            let read = fs::read_dir(self.node.state_dir().join(directory)).unwrap();
-            read.flatten().map(|entry| entry.file_name().into_string().unwrap()).collect()
-        };
-        let end = Instant::now() + Duration::from_secs(20);
-        while !left("creations").is_empty() {
-            assert!(
-                Instant::now() < end,
-                "creations: {:?}\n{}",
-                left("creations"),
-                self.node.log()
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let torn: Vec<_> =
-            left("volumes").into_iter().filter(|name| !name.ends_with(".json")).collect();
-        assert!(torn.is_empty() || torn.len() == 1, "{torn:?}");
+        self.until_no_creations().await;
+        let unfinished = |name: &String| !name.ends_with(".json");
+        assert_eq!(self.journaled("volumes").into_iter().find(unfinished), None);
         assert_eq!(self.theirs().await, self.foreign, "others' volumes");
 
         let mut volumes = self.cloud.volumes().await;
@@ -346,6 +388,20 @@ impl Bench {
         if operation.has_bytes() || operation.is_mount() {
             let image = self.cloud.image(id);
             assert!(is_intact(&image, operation.has_bytes()), "the filesystem or its bytes");
+        }
+    }
+
+    fn journaled(&self, directory: &str) -> Vec<String> {
+        let read = fs::read_dir(self.node.state_dir().join(directory)).unwrap();
+        read.flatten().map(|entry| entry.file_name().into_string().unwrap()).collect()
+    }
+
+    async fn until_no_creations(&self) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !self.journaled("creations").is_empty() {
+            let left = self.journaled("creations");
+            assert!(Instant::now() < end, "creations: {left:?}\n{}", self.node.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

@@ -17,6 +17,7 @@ mod bench;
 mod bypass;
 mod cloud;
 mod effects;
+mod model;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
