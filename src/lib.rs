@@ -14,6 +14,8 @@
 //! either; [`driver`] is where they meet and where every decision is taken. Data flows down and
 //! returns; nothing calls back up.
 
+#[cfg(test)]
+mod arbitrary;
 pub mod cli;
 pub mod config;
 pub mod connection_info;

@@ -216,3 +216,30 @@ pub enum AttachFlowSetting {
     /// Always the attachments API.
     Attachments,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_file_is_a_configuration_or_refused_with_a_reason(
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+            members in crate::arbitrary::object(&[
+                "Endpoint", "Username", "Password", "TenantID", "DefaultVolSz", "HostUUID",
+                "InitiatorIP", "MountPoint", "SocketGroup", "WaitForRelease", "AttachFlow",
+            ]),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("config.json");
+            for text in [bytes, serde_json::to_vec(&members).unwrap()] {
+                std::fs::write(&path, text).unwrap();
+                if let Err(errors) = load(&path, &|_| None) {
+                    prop_assert!(!errors.to_string().is_empty());
+                }
+            }
+        }
+    }
+}

@@ -310,6 +310,7 @@ pub fn list_page(volumes: &[Listed], is_first: bool) -> Result<String, serde_jso
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn create(body: &str) -> Result<BTreeMap<String, String>, String> {
         match VolumeRequest::parse(VolumeCall::Create, body.as_bytes())?.action {
@@ -366,5 +367,21 @@ mod tests {
         let all: Value =
             serde_json::from_str(&format!("{LIST_BEGIN}{first}{second}{LIST_END}")).unwrap();
         assert_eq!(all["Volumes"].as_array().unwrap().len(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_a_request_with_a_name_or_refused(
+            call in prop::sample::select(vec![VolumeCall::Create, VolumeCall::Mount, VolumeCall::Get]),
+            bytes in prop::collection::vec(any::<u8>(), 0..60),
+            members in crate::arbitrary::object(&["Name", "ID", "Opts", "name", "Extra"]),
+        ) {
+            let json = serde_json::to_vec(&members).unwrap();
+            for body in [bytes, json] {
+                if let Ok(request) = VolumeRequest::parse(call, &body) {
+                    prop_assert!(!request.name.is_empty());
+                }
+            }
+        }
     }
 }

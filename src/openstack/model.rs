@@ -350,6 +350,7 @@ fn flag(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn read(volume: Value) -> Option<Volume> {
         serde_json::from_value::<RawVolume>(volume).unwrap().usable()
@@ -485,5 +486,25 @@ mod tests {
                 "availability_zone": "nova", "description": "Docker volume.",
                 "metadata": {"k": "v"}, "snapshot_id": "s", "source_volid": "v", "imageRef": "i"}})
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_json_is_a_volume_or_none(volume in crate::arbitrary::object(&[
+            "id", "name", "status", "size", "metadata", "attachments", "created_at", "updated_at",
+            "bootable", "encrypted", "multiattach", "volume_type", "snapshot_id", "source_volid",
+        ])) {
+            read(Value::Object(volume));
+        }
+
+        #[test]
+        fn a_member_of_any_json_in_a_good_volume_is_read_or_refused(
+            key in prop::sample::select(vec!["status", "size", "metadata", "attachments", "name"]),
+            value in crate::arbitrary::json(),
+        ) {
+            let mut volume = queens();
+            volume[key] = value;
+            read(volume);
+        }
     }
 }

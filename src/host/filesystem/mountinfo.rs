@@ -173,6 +173,7 @@ pub fn at(paths: &Paths, mount_point: &Path) -> std::io::Result<Option<MountEntr
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
@@ -227,5 +228,30 @@ not a mount
     fn the_mounts_of_this_machine_are_read() {
         let root = at(&Paths::default(), Path::new("/")).unwrap();
         assert!(root.is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            parse(&bytes);
+        }
+
+        /// The kernel escapes exactly these four (`mangle` of fs/proc_namespace.c).
+        #[test]
+        fn a_mount_point_of_any_bytes_is_read_as_it_is(
+            name in prop::collection::vec(1u8.., 1..40),
+        ) {
+            let escaped: Vec<u8> = name
+                .iter()
+                .flat_map(|byte| match byte {
+                    b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+                    byte => vec![*byte],
+                })
+                .collect();
+            let line = [b"36 35 8:0 / /" as &[u8], &escaped, b" rw - ext4 /dev/sda rw\n"].concat();
+            let found = parse(&line);
+            prop_assert_eq!(found.len(), 1);
+            prop_assert_eq!(found[0].mount_point.as_os_str().as_bytes(), [b"/", &*name].concat());
+        }
     }
 }

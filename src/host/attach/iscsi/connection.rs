@@ -232,6 +232,7 @@ impl Chap {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -369,5 +370,24 @@ mod tests {
         ])))
         .unwrap();
         assert!(!format!("{connection:?}").contains("hidden"));
+    }
+
+    proptest! {
+        /// What passes can stand in a path and in a line of a node record.
+        #[test]
+        fn whatever_cinder_sends_is_refused_or_harmless(data in crate::arbitrary::object(&[
+            "target_portal", "target_portals", "target_iqn", "target_iqns", "target_lun",
+            "target_luns", "auth_method", "auth_username", "auth_password", "volume_id",
+        ])) {
+            let Ok(connection) = parse(&info(Value::Object(data))) else { return Ok(()) };
+            prop_assert!(!connection.paths.is_empty());
+            for path in &connection.paths {
+                prop_assert!(!path.iqn.contains(['/', '\0', '\n', ' ']), "{:?}", path.iqn);
+                prop_assert!(path.portal.parse::<SocketAddr>().is_ok(), "{:?}", path.portal);
+            }
+            if let Some(chap) = &connection.chap {
+                prop_assert_eq!(chap.record_lines().lines().count(), 3);
+            }
+        }
     }
 }

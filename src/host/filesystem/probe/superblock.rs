@@ -93,7 +93,7 @@ pub(super) fn xfs(sb: &[u8]) -> Option<Contents> {
         && (4..=5).contains(&version);
     let size = blocks.checked_mul(u64::from(block)).filter(|size| sane && *size > 0);
     let checksum_is_right = version < 5
-        || sb.get(..sector).is_some_and(|bytes| {
+        || sb.get(..sector).filter(|_| sane).is_some_and(|bytes| {
             let mut copy = bytes.to_vec();
             copy[224..228].fill(0);
             le32(bytes, 224) == Some(crc32c_finished(&copy))
@@ -213,6 +213,8 @@ fn crc32(polynomial: u32, bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn plain_ext(change: impl FnOnce(&mut [u8])) -> Option<Contents> {
@@ -276,5 +278,38 @@ mod tests {
         let mut sb = vec![0; BTRFS_SIZE];
         sb[64..72].copy_from_slice(b"_BHRfS_M");
         assert!(damaged(btrfs(&sb, BTRFS_AT)));
+    }
+
+    #[test]
+    fn an_xfs_that_claims_a_tiny_sector_is_damaged() {
+        let mut sb = vec![0; 4096];
+        sb[..4].copy_from_slice(b"XFSB");
+        sb[101] = 5;
+        sb[103] = 67;
+        assert_eq!(xfs(&sb), Some(Contents::Other("a damaged XFS superblock".into())));
+    }
+
+    proptest! {
+        /// A head of random bytes with the magic numbers in their places.
+        #[test]
+        fn any_superblock_is_read_without_a_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..4096),
+            magic in 0usize..4,
+        ) {
+            let mut head = bytes;
+            let (at, word): (usize, &[u8]) = match magic {
+                0 => (0x438, &[0x53, 0xef]),
+                1 => (0, b"XFSB"),
+                2 => (0x40, b"_BHRfS_M"),
+                _ => (0, b""),
+            };
+            if let Some(place) = head.get_mut(at..at + word.len()) {
+                place.copy_from_slice(word);
+            }
+            find(&head);
+            ext(&head);
+            xfs(&head);
+            btrfs(&head, 0);
+        }
     }
 }
