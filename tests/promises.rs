@@ -202,6 +202,14 @@ async fn promise_2_after_an_unclear_answer_to_the_reserve_nothing_is_exported() 
             !calls.iter().any(|call| call == "os-unreserve" || call == "attachment-delete"),
             "only what Cinder confirmed may be undone: {calls:?}"
         );
+        let error = node.mount("v", "c").await.unwrap_err();
+        assert!(error.contains("left alone until nothing has changed for 10 minutes"), "{error}");
+        assert_ne!(cloud.status("v").await, "available");
+
+        // What nobody has touched for so long is nobody's.
+        cloud.let_ten_minutes_pass("v").await;
+        node.mount("v", "c").await.unwrap();
+        node.unmount("v", "c").await.unwrap();
         node.assert_clean(&cloud);
     }
 }
@@ -335,12 +343,16 @@ async fn promise_4_a_kill_at_any_call_of_a_mount_leaks_nothing() {
                 drop(client);
                 cloud.clear_faults();
                 node.run().await;
-                node.until_clean().await;
                 if effect && n == 0 {
-                    // Cinder never confirmed it to us, so it is not ours to undo.
+                    // Cinder never confirmed it to us, so it is not ours to undo yet.
+                    let error = node.mount(&name, "c").await.unwrap_err();
+                    assert!(error.contains("left alone"), "{error}");
                     assert_ne!(cloud.status(&name).await, "available");
-                    continue;
+                    cloud.let_ten_minutes_pass(&name).await;
+                    node.kill();
+                    node.run().await;
                 }
+                node.until_clean().await;
                 cloud.until(&name, "available").await;
                 node.assert_clean(&cloud);
                 let mounted = node.mount(&name, "c").await.unwrap();

@@ -287,6 +287,6 @@ fn shown(contents: &Contents) -> String {
         Contents::Partitions(partitions) => {
             format!("a partition table with {} partitions", partitions.len())
         }
-        Contents::Other(what) => what.clone(),
+        Contents::Unfinished { what, .. } | Contents::Other(what) => what.clone(),
     }
 }

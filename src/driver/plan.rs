@@ -196,6 +196,11 @@ pub fn prepare(contents: &Contents, from: &Provenance, name: &str) -> Result<Pre
         {
             writable(from).map(|()| Preparation::FormatAgain)
         }
+        (Contents::Unfinished { uuid: found, .. }, Some(Formatting(uuid)))
+            if interrupted_here && *found == uuid =>
+        {
+            writable(from).map(|()| Preparation::FormatAgain)
+        }
         (_, Some(Formatting(_))) => Err(format!(
             "another host began to format it and did not finish: mount it there, or erase it with \
              \"cinder-docker-driver format {name}\""
@@ -244,7 +249,7 @@ pub fn prepare(contents: &Contents, from: &Provenance, name: &str) -> Result<Pre
             "it holds a partition table with {} partitions, none of which can be chosen",
             partitions.len()
         )),
-        (Contents::Other(what), _) => Err(format!(
+        (Contents::Unfinished { what, .. } | Contents::Other(what), _) => Err(format!(
             "the device holds {what}, which cannot be mounted and is not overwritten. If it is to \
              be erased: \"cinder-docker-driver format {name}\""
         )),
@@ -392,10 +397,10 @@ mod tests {
                     };
                     prop_assert_eq!(from.begun_here, Some(uuid));
                     prop_assert!(!from.read_only);
-                    if let Contents::Filesystem(fs) = &contents {
-                        prop_assert_eq!(fs.uuid, uuid);
-                    } else {
-                        prop_assert_eq!(&contents, &Contents::NoSignature);
+                    match &contents {
+                        Contents::Filesystem(fs) => prop_assert_eq!(fs.uuid, uuid),
+                        Contents::Unfinished { uuid: found, .. } => prop_assert_eq!(*found, uuid),
+                        contents => prop_assert_eq!(contents, &Contents::NoSignature),
                     }
                 }
             }
@@ -411,6 +416,7 @@ mod tests {
             Just(Contents::NoSignature),
             Just(Contents::Other("a LUKS container".into())),
             Just(Contents::Partitions(Vec::new())),
+            a_uuid().prop_map(|uuid| Contents::Unfinished { what: "a half".into(), uuid }),
             a_uuid().prop_map(|uuid| Contents::Filesystem(Filesystem {
                 fs_type: FsType::Ext4,
                 mount_type: "ext4",

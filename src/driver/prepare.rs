@@ -236,6 +236,6 @@ fn shown_contents(contents: &Contents) -> String {
         Contents::NoSignature => "nothing known".to_owned(),
         Contents::Filesystem(filesystem) => filesystem.mount_type.to_owned(),
         Contents::Partitions(_) => "a partition table".to_owned(),
-        Contents::Other(what) => what.clone(),
+        Contents::Unfinished { what, .. } | Contents::Other(what) => what.clone(),
     }
 }

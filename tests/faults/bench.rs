@@ -74,7 +74,16 @@ impl Fault {
 fn wrap_tools(faults: &Path) {
     let directory = faults.join("tools");
     fs::create_dir(&directory).unwrap();
-    for tool in ["mount", "umount", "mkfs.ext4", "mkfs.xfs", "xfs_growfs", "e2fsck", "resize2fs"] {
+    for tool in [
+        "mount",
+        "umount",
+        "mkfs.ext4",
+        "mkfs.xfs",
+        "mkfs.btrfs",
+        "xfs_growfs",
+        "e2fsck",
+        "resize2fs",
+    ] {
         let faults = faults.display();
         let script = format!(
             "#!/bin/sh\n\
@@ -437,10 +446,7 @@ impl Bench {
     /// What a reserve left of which nobody knows whose it is, is left alone for 10 minutes: these
     /// are let pass here.
     async fn settle_doubt(&mut self, name: &str) {
-        let before = std::time::SystemTime::now() - Duration::from_secs(601);
-        let before = humantime::format_rfc3339_micros(before).to_string();
-        let stamp = json!({ "updated_at": before.trim_end_matches('Z') });
-        self.cloud.force(self.cloud.volume(name).await["id"].as_str().unwrap(), stamp);
+        self.cloud.let_ten_minutes_pass(name).await;
         // The next look is at the next start, or some seconds away.
         self.node.kill();
         self.node.run().await;

@@ -18,6 +18,7 @@ mod bypass;
 mod cloud;
 mod effects;
 mod model;
+mod soak;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;

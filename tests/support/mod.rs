@@ -119,6 +119,14 @@ impl Cloud {
         self.sandbox.force(id.parse().unwrap(), &fields).unwrap();
     }
 
+    /// Cinder has not touched the volume's row for longer than anything in doubt is left alone.
+    pub async fn let_ten_minutes_pass(&self, name: &str) {
+        let before = std::time::SystemTime::now() - Duration::from_secs(601);
+        let before = humantime::format_rfc3339_micros(before).to_string();
+        let id = self.volume(name).await["id"].as_str().unwrap().to_owned();
+        self.force(&id, json!({ "updated_at": before.trim_end_matches('Z') }));
+    }
+
     /// A call to Cinder v3 as the sandbox's own user.
     pub async fn cinder(&self, method: &str, path: &str, body: Value) -> Value {
         self.cinder_at(method, path, body, "3.44").await
@@ -325,8 +333,18 @@ impl Node {
         self.config["StateDir"].as_str().unwrap().into()
     }
 
-    /// `kill -9`.
+    /// `kill -9`, once it has noted which of its answers arrived: that takes a moment.
     pub fn kill(&mut self) {
+        let untold = |file: fs::DirEntry| {
+            fs::read_to_string(file.path()).is_ok_and(|entry| entry.contains("\"untold\""))
+        };
+        let end = Instant::now() + Duration::from_millis(500);
+        while let Ok(mut entries) = fs::read_dir(self.state_dir().join("volumes"))
+            && entries.any(|entry| entry.is_ok_and(untold))
+            && Instant::now() < end
+        {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         if let Some(mut child) = self.daemon.take() {
             child.kill().ok();
             child.wait().ok();

@@ -52,6 +52,13 @@ pub enum Contents {
     Filesystem(Filesystem),
     /// A partition table.
     Partitions(Vec<Partition>),
+    /// A filesystem that cannot be mounted: one that mkfs did not finish, or that was damaged.
+    Unfinished {
+        /// In words.
+        what: String,
+        /// The UUID that its superblock, or a copy of it, says.
+        uuid: Uuid,
+    },
     /// Something else, in words: `LUKS container`, `LVM physical volume`, `swap`, `several
     /// signatures: ext4, xfs`.
     Other(String),
@@ -70,7 +77,7 @@ impl fmt::Display for Contents {
             Self::Partitions(partitions) => {
                 write!(f, "a partition table (partitions: {})", partitions.len())
             }
-            Self::Other(what) => f.write_str(what),
+            Self::Unfinished { what, .. } | Self::Other(what) => f.write_str(what),
         }
     }
 }
@@ -290,11 +297,19 @@ fn first_nonzero(open: &BlockDevice, start: u64, end: u64) -> Result<Option<u64>
     Ok(None)
 }
 
-/// One finding is what the device holds; several are nothing that can be mounted safely.
+/// One finding is what the device holds, and so are several copies of one unfinished filesystem;
+/// others are nothing that can be mounted safely.
 fn contents(mut found: Vec<Finding>) -> Contents {
+    let unfinished = |finding: &Finding| match finding.what {
+        Contents::Unfinished { uuid, .. } => Some(uuid),
+        _ => None,
+    };
+    let first = found.first().and_then(unfinished);
+    let are_one = first.is_some() && found.iter().all(|finding| unfinished(finding) == first);
     match found.len() {
         0 => Contents::NoSignature,
         1 => found.remove(0).what,
+        _ if are_one => found.remove(0).what,
         _ => {
             let names: Vec<String> = found.iter().map(|finding| finding.what.to_string()).collect();
             Contents::Other(format!("several signatures: {}", names.join(", ")))

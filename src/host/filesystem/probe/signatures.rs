@@ -128,6 +128,11 @@ pub(super) fn find(ends: &Ends) -> Vec<Finding> {
     found
 }
 
+/// A copy of a superblock whose first one is not there.
+fn copy(at: u64, what: &str, sb: &[u8], uuid_at: usize) -> Option<Finding> {
+    Some(Finding { at, what: superblock::unfinished(what, sb, uuid_at)? })
+}
+
 fn other(at: u64, name: &str) -> Finding {
     Finding { at, what: Contents::Other(name.to_owned()) }
 }
@@ -181,6 +186,8 @@ fn zfs(ends: &Ends) -> Option<Finding> {
 /// and only that: behind a living filesystem they are often those of its predecessor.
 pub(super) fn leftovers(window: &Window<'_>) -> Result<Vec<Finding>, HostError> {
     const MIB: u64 = 1024 * 1024;
+    /// The magic number to the UUID.
+    const XFS_HEAD: usize = 48;
     let mut found = Vec::new();
     for copy in INSIDE {
         if window.read(copy.at, copy.bytes.len())?.as_deref() == Some(copy.bytes) {
@@ -195,20 +202,25 @@ pub(super) fn leftovers(window: &Window<'_>) -> Result<Vec<Finding>, HostError> 
             let Some(sb) = window.read(at, EXT_SIZE)? else { continue };
             let is_copy_of_group = le16(&sb, 0x5a) == u16::try_from(group).ok();
             if is_copy_of_group && superblock::ext(&sb).is_some() {
-                found.push(other(at, "a backup ext2/3/4 superblock (the first one is gone)"));
+                let what = "a backup ext2/3/4 superblock (the first one is gone)";
+                found.extend(copy(at, what, &sb, superblock::EXT_UUID));
             }
         }
     }
     for at in [64 * MIB, 256 * 1024 * MIB] {
         let Some(sb) = window.read(at, BTRFS_SIZE)? else { continue };
         if superblock::btrfs(&sb, at).is_some() {
-            found.push(other(at, "a backup Btrfs superblock (the first one is gone)"));
+            let what = "a backup Btrfs superblock (the first one is gone)";
+            found.extend(copy(at, what, &sb, superblock::BTRFS_UUID));
         }
     }
     // mkfs.xfs makes four allocation groups below 4 TiB; each begins with a superblock.
     let at = (window.size / 4096).div_ceil(4) * 4096;
-    if window.read(at, 4)?.as_deref() == Some(b"XFSB") {
-        found.push(other(at, "a backup XFS superblock (the first one is gone)"));
+    if let Some(sb) = window.read(at, XFS_HEAD)?
+        && sb.starts_with(b"XFSB")
+    {
+        let what = "a backup XFS superblock (the first one is gone)";
+        found.extend(copy(at, what, &sb, superblock::XFS_UUID));
     }
     found.extend(partitions::leftover(window)?);
     Ok(found)

@@ -26,6 +26,16 @@ pub(super) fn find(head: &[u8]) -> Vec<Finding> {
         .collect()
 }
 
+/// Where the superblocks have their UUIDs.
+pub(super) const EXT_UUID: usize = 0x68;
+pub(super) const XFS_UUID: usize = 32;
+pub(super) const BTRFS_UUID: usize = 32;
+
+/// A filesystem that cannot be mounted, if it says whose it is.
+pub(super) fn unfinished(what: &str, sb: &[u8], uuid_at: usize) -> Option<Contents> {
+    Some(Contents::Unfinished { what: what.to_owned(), uuid: uuid(sb, uuid_at)? })
+}
+
 /// <https://docs.kernel.org/filesystems/ext4/super.html>
 pub(super) fn ext(sb: &[u8]) -> Option<Contents> {
     const VALID_FS: u16 = 1;
@@ -47,7 +57,7 @@ pub(super) fn ext(sb: &[u8]) -> Option<Contents> {
     let checksum_is_right =
         ro_compat & RO_COMPAT_METADATA_CSUM == 0 || le32(sb, 0x3fc)? == crc32c(sb.get(..0x3fc)?);
     if shift > 6 || !checksum_is_right {
-        return Some(Contents::Other("a damaged ext2/3/4 superblock".into()));
+        return unfinished("a damaged ext2/3/4 superblock", sb, EXT_UUID);
     }
     if incompat & INCOMPAT_JOURNAL_DEV != 0 {
         return Some(Contents::Other("an external ext4 journal".into()));
@@ -55,7 +65,7 @@ pub(super) fn ext(sb: &[u8]) -> Option<Contents> {
     let high = if incompat & INCOMPAT_64BIT == 0 { 0 } else { le32(sb, 0x150)? };
     let blocks = u64::from(high) << 32 | u64::from(low);
     let Some(size) = blocks.checked_mul(1024 << shift).filter(|size| *size > 0) else {
-        return Some(Contents::Other("a damaged ext2/3/4 superblock".into()));
+        return unfinished("a damaged ext2/3/4 superblock", sb, EXT_UUID);
     };
     let journal = compat & COMPAT_HAS_JOURNAL != 0;
     let state = le16(sb, 0x3a)?;
@@ -68,7 +78,7 @@ pub(super) fn ext(sb: &[u8]) -> Option<Contents> {
         } else {
             "ext2"
         },
-        uuid: uuid(sb, 0x68)?,
+        uuid: uuid(sb, EXT_UUID)?,
         label: label(sb.get(0x78..0x88)?),
         size,
         // With a journal the kernel leaves VALID_FS set while mounted; without one it clears it.
@@ -99,10 +109,10 @@ pub(super) fn xfs(sb: &[u8]) -> Option<Contents> {
             le32(bytes, 224) == Some(crc32c_finished(&copy))
         });
     let Some(size) = size.filter(|_| checksum_is_right) else {
-        return Some(Contents::Other("a damaged XFS superblock".into()));
+        return unfinished("a damaged XFS superblock", sb, XFS_UUID);
     };
     if *sb.get(126)? != 0 {
-        return Some(Contents::Other("an XFS that mkfs did not finish".into()));
+        return unfinished("an XFS that mkfs did not finish", sb, XFS_UUID);
     }
     if log_start == 0 {
         return Some(Contents::Other("an XFS with its log on another device".into()));
@@ -110,7 +120,7 @@ pub(super) fn xfs(sb: &[u8]) -> Option<Contents> {
     Some(Contents::Filesystem(Filesystem {
         fs_type: FsType::Xfs,
         mount_type: "xfs",
-        uuid: uuid(sb, 32)?,
+        uuid: uuid(sb, XFS_UUID)?,
         label: label(sb.get(108..120)?),
         size,
         needs_check: false,
@@ -124,7 +134,7 @@ pub(super) fn btrfs(sb: &[u8], at: u64) -> Option<Contents> {
         b"_BHRfS_M" => {}
         // mkfs writes the true magic last.
         b"!BHRfS_M" => {
-            return Some(Contents::Other("a Btrfs that mkfs did not finish".into()));
+            return unfinished("a Btrfs that mkfs did not finish", sb, BTRFS_UUID);
         }
         _ => return None,
     }
@@ -133,7 +143,7 @@ pub(super) fn btrfs(sb: &[u8], at: u64) -> Option<Contents> {
         le16(sb, 196)? != CSUM_CRC32C || le32(sb, 0)? == crc32c_finished(sb.get(32..BTRFS_SIZE)?);
     let device_size = le64(sb, 201 + 8)?;
     if !checksum_is_right || le64(sb, 48)? != at || device_size == 0 {
-        return Some(Contents::Other("a damaged Btrfs superblock".into()));
+        return unfinished("a damaged Btrfs superblock", sb, BTRFS_UUID);
     }
     let devices = le64(sb, 136)?;
     if devices != 1 {
@@ -142,7 +152,7 @@ pub(super) fn btrfs(sb: &[u8], at: u64) -> Option<Contents> {
     Some(Contents::Filesystem(Filesystem {
         fs_type: FsType::Btrfs,
         mount_type: "btrfs",
-        uuid: uuid(sb, 32)?,
+        uuid: uuid(sb, BTRFS_UUID)?,
         label: label(sb.get(299..299 + 256)?),
         size: device_size,
         needs_check: false,
@@ -268,8 +278,9 @@ mod tests {
 
     #[test]
     fn a_superblock_that_fails_its_checksum_is_damaged_not_absent() {
-        let damaged =
-            |contents| matches!(contents, Some(Contents::Other(what)) if what.contains("damaged"));
+        let damaged = |found: Option<Contents>| {
+            found.is_some_and(|found| found.to_string().contains("damaged"))
+        };
         assert!(damaged(plain_ext(|sb| sb[0x65] = 4)));
         assert!(damaged(plain_ext(|sb| sb[0x18] = 7)));
         let mut sb = vec![0; 4096];
@@ -286,7 +297,7 @@ mod tests {
         sb[..4].copy_from_slice(b"XFSB");
         sb[101] = 5;
         sb[103] = 67;
-        assert_eq!(xfs(&sb), Some(Contents::Other("a damaged XFS superblock".into())));
+        assert_eq!(xfs(&sb).unwrap().to_string(), "a damaged XFS superblock");
     }
 
     proptest! {
