@@ -1,7 +1,7 @@
 //! The ONLY place that starts a process.
 //!
 //! Tools are looked up once in fixed directories, never in the caller's `$PATH`; they run with
-//! `LC_ALL=C`, no standard input, in a process group of their own and with a deadline, and what
+//! `LC_ALL=C` and nothing else of our environment (`OS_PASSWORD` may be in it), no standard input, in a process group of their own and with a deadline, and what
 //! they print is captured with a limit.
 
 use std::collections::BTreeMap;
@@ -213,8 +213,9 @@ impl Exec {
         end_with_us(&mut command);
         let mut child = command
             .args(&cmd.args)
+            .env_clear()
             .env("LC_ALL", "C")
-            .env_remove("NOTIFY_SOCKET")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -349,6 +350,15 @@ mod tests {
         let (_dir, exec) = with_tool("sleep 47 & wait");
         let error = exec.run(&Cmd::new("mount", Duration::from_millis(200))).await.unwrap_err();
         assert!(matches!(error, ExecError::Timeout { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_tool_gets_nothing_of_our_environment() {
+        let (_dir, exec) = with_tool("tr '\\0' '\\n' </proc/$$/environ");
+        let output = exec.run(&Cmd::new("mount", Duration::from_secs(5))).await.unwrap();
+        let mut lines: Vec<_> = output.stdout.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]);
     }
 
     #[tokio::test]
