@@ -179,11 +179,7 @@ impl Driver {
     /// whose it is. One that was never connected and that nobody has touched for
     /// [`DOUBTFUL_FOR`] is given back: whoever made it finds it gone and begins anew.
     async fn give_back_unanswered(&self, id: Uuid) -> Result<(), DriverError> {
-        let volume = match self.cloud.volume(id).await {
-            Ok(volume) => volume,
-            Err(error) if error.is_not_found() => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
+        let Some(volume) = self.volume_if_any(id).await? else { return Ok(()) };
         if !matches!(volume.status, VolumeStatus::Reserved) && !volume.multiattach {
             return Ok(());
         }
@@ -206,10 +202,8 @@ impl Driver {
         reservation: &Reservation,
         just_reserved: bool,
     ) -> Result<(), DriverError> {
-        let volume = match self.cloud.volume(reservation.volume_id).await {
-            Ok(volume) => volume,
-            Err(error) if error.is_not_found() => return Ok(()),
-            Err(error) => return Err(error.into()),
+        let Some(volume) = self.volume_if_any(reservation.volume_id).await? else {
+            return Ok(());
         };
         let holder = Holder {
             instance_uuid: record.instance_uuid,
@@ -234,10 +228,15 @@ impl Driver {
     }
 
     async fn attachment_is_there(&self, id: Uuid, attachment: &str) -> Result<bool, DriverError> {
+        let volume = self.volume_if_any(id).await?;
+        Ok(volume.is_some_and(|v| v.attachments.iter().any(|a| a.attachment_id == attachment)))
+    }
+
+    /// `None` = Cinder says that it is gone.
+    async fn volume_if_any(&self, id: Uuid) -> Result<Option<Volume>, DriverError> {
         match self.cloud.volume(id).await {
-            Ok(volume) => Ok(volume.attachments.iter().any(|a| a.attachment_id == attachment)),
-            Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(error) if error.is_not_found() => Ok(None),
+            found => Ok(Some(found?)),
         }
     }
 }

@@ -448,8 +448,7 @@ impl Bench {
     async fn settle_doubt(&mut self, name: &str) {
         self.cloud.let_ten_minutes_pass(name).await;
         // The next look is at the next start, or some seconds away.
-        self.node.kill();
-        self.node.run().await;
+        self.restart().await;
         self.cloud.until(name, "available").await;
     }
 

@@ -165,7 +165,7 @@ impl Journal {
                 source,
             })?;
             self.lock_entries().insert(id, entry.clone());
-            self.behind.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            self.lock_behind().remove(&id);
         }
         Ok(entry)
     }
@@ -189,7 +189,7 @@ impl Journal {
 
     async fn write_regardless(&self, id: Uuid, entry: &Entry) {
         let written = file::write(&self.path_of(id), entry).await;
-        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut behind = self.lock_behind();
         match written {
             Ok(()) => drop(behind.remove(&id)),
             Err(error) => {
@@ -201,7 +201,7 @@ impl Journal {
 
     /// The volumes whose files are behind, because the disk refused.
     pub fn behind(&self) -> Vec<Uuid> {
-        self.behind.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        self.lock_behind().iter().copied().collect()
     }
 
     /// Writes what the disk has refused so far.
@@ -213,7 +213,7 @@ impl Journal {
                 Some(entry) => self.write_regardless(id, &entry).await,
                 // Forgotten since.
                 None => {
-                    self.behind.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                    self.lock_behind().remove(&id);
                 }
             }
         }
@@ -281,6 +281,10 @@ impl Journal {
 
     fn lock_entries(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_behind(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_creations(&self) -> MutexGuard<'_, HashMap<Uuid, Creation>> {
