@@ -216,7 +216,7 @@ async fn send(socket: &Path, request: &[u8], hangs_up: bool) -> (u16, String) {
     (status, body.to_owned())
 }
 
-const VOLUME_CALLS: [&str; 9] = [
+const VOLUME_CALLS: [&str; 10] = [
     "/VolumeDriver.Create",
     "/VolumeDriver.Remove",
     "/VolumeDriver.Mount",
@@ -226,6 +226,7 @@ const VOLUME_CALLS: [&str; 9] = [
     "/Operator.Release",
     "/Operator.Format",
     "/Operator.AcceptUuid",
+    "/Operator.ProveFailover",
 ];
 
 /// Bodies that say no volume, for every call about one.

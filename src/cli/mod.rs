@@ -112,6 +112,16 @@ pub enum Command {
     /// another UUID than the one that it made, for it may be another volume's.
     #[command(after_help = "Example:\n  cinder-docker-driver accept-uuid db")]
     AcceptUuid(NameArgs),
+    /// Try whether the storage cuts a host off, so that volumes may be taken from a dead one
+    ///
+    /// "Failover" in the config names volume types whose volumes are taken from a host that gives no
+    /// sign of life. That is safe only if the storage lets the old host neither read nor write any
+    /// more once its attachment is deleted. Many storages do; many do not, Cinder's LVM driver among
+    /// them. This attaches a volume that holds nothing, has itself cut off, watches for a minute, and
+    /// remembers the result for the type of the volume. Do it on each host.
+    #[command(after_help = "Example:\n  docker volume create -d cinder -o type=fast proof\n  \
+                            cinder-docker-driver prove-failover proof\n  docker volume rm proof")]
+    ProveFailover(NameArgs),
 }
 
 /// Arguments of `sandbox`.
@@ -148,6 +158,7 @@ impl Command {
             Self::Release(args) => Some((Operation::Release, args)),
             Self::Format(args) => Some((Operation::Format, args)),
             Self::AcceptUuid(args) => Some((Operation::AcceptUuid, args)),
+            Self::ProveFailover(args) => Some((Operation::ProveFailover, args)),
             _ => None,
         }
     }

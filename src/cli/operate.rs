@@ -1,4 +1,4 @@
-//! `release`, `format` and `accept-uuid`: asks the running daemon what it would do, shows it, asks
+//! `release`, `format`, `accept-uuid` and `prove-failover`: asks the running daemon what it would do, shows it, asks
 //! for the volume's id, and has it done.
 
 use std::io::{self, BufRead, Write};

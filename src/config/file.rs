@@ -30,6 +30,8 @@ enum Kind {
     Number,
     /// `true` or `false`.
     Flag,
+    /// A list of JSON strings; one alone is a list of one.
+    List,
 }
 
 /// Every key, in the spelling that messages use. A new key is a row here and its use in
@@ -81,6 +83,8 @@ const KEYS: &[(&str, Kind)] = &[
     ("NewVolumeBlocks", Kind::Text),
     ("WaitForRelease", Kind::Number),
     ("ContentDirectory", Kind::Text),
+    ("Failover", Kind::List),
+    ("FailoverLease", Kind::Number),
 ];
 
 /// A value of the right kind.
@@ -89,6 +93,7 @@ enum Value {
     Text(SecretString),
     Number(u64),
     Flag(bool),
+    List(Vec<String>),
 }
 
 #[derive(Debug, Clone)]
@@ -126,6 +131,14 @@ impl ConfigFile {
     pub fn flag(&self, key: &str) -> Option<bool> {
         match self.entries.get(key)?.value {
             Value::Flag(flag) => Some(flag),
+            _ => None,
+        }
+    }
+
+    /// A list, and where it is. `null` counts as left out.
+    pub fn list(&self, key: &str) -> Option<(&[String], &Origin)> {
+        match self.entries.get(key)? {
+            Entry { value: Value::List(list), origin } => Some((list, origin)),
             _ => None,
         }
     }
@@ -286,6 +299,15 @@ fn value_of(kind: Kind, raw: &RawValue) -> Result<Option<Value>, String> {
             _ => Err("must be true or false".to_owned()),
         },
         (Kind::Flag, _) => Err(format!("must be true or false, not {found}")),
+        (Kind::List, Json::String(text)) => Ok(Some(Value::List(vec![text]))),
+        (Kind::List, Json::Array(items)) => {
+            let texts: Option<Vec<String>> =
+                items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
+            texts
+                .map(|texts| Some(Value::List(texts)))
+                .ok_or_else(|| "must be a list of texts in double quotes".to_owned())
+        }
+        (Kind::List, _) => Err(format!("must be a list, not {found}")),
     }
 }
 

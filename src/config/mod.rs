@@ -204,6 +204,17 @@ pub struct DriverSettings {
     pub wait_for_release: Duration,
     /// Sub-directory of the filesystem that containers see (`ContentDirectory`).
     pub content_directory: String,
+    /// Taking volumes from hosts that are gone.
+    pub failover: FailoverSettings,
+}
+
+/// `Failover`, `FailoverLease`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailoverSettings {
+    /// Volume types whose volumes are taken from a host that gives no sign of life; none = off.
+    pub types: Vec<String>,
+    /// The silence after which a host may be taken for gone.
+    pub lease: Duration,
 }
 
 /// `AttachFlow` in the config.

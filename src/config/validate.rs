@@ -1,6 +1,7 @@
 //! What the file says about this host and the driver's decisions, checked.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use super::file::ConfigFile;
 use super::findings::{Findings, Origin};
-use super::{AttachFlowSetting, DriverSettings, HostSettings};
+use super::{AttachFlowSetting, DriverSettings, FailoverSettings, HostSettings};
 
 const DEFAULT_MOUNT_POINT: &str = "/var/lib/cinder/mount";
 const DEFAULT_STATE_DIR: &str = "/var/lib/cinder/dockerdriver/state";
@@ -25,6 +26,9 @@ const DEFAULT_CONTENT_DIRECTORY: &str = "volume_content";
 const DEFAULT_WAIT_FOR_RELEASE: u64 = 15;
 /// Seconds. A Mount has 110 in all and must still attach.
 const MAX_WAIT_FOR_RELEASE: u64 = 90;
+/// Seconds: longer than Cinder and its network are away for in a restart.
+const DEFAULT_FAILOVER_LEASE: u64 = 300;
+const FAILOVER_LEASES: RangeInclusive<u64> = 10..=3600;
 
 /// Reads single keys, noting what is wrong with them.
 pub(super) struct Checker<'a> {
@@ -63,6 +67,11 @@ impl<'a> Checker<'a> {
                 mount_point.display()
             ));
         }
+        let attach_flow = match self.choice("AttachFlow", &["auto", "actions", "attachments"]) {
+            "actions" => AttachFlowSetting::Actions,
+            "attachments" => AttachFlowSetting::Attachments,
+            _ => AttachFlowSetting::Auto,
+        };
         DriverSettings {
             state_dir,
             default_size: self.default_size(),
@@ -70,17 +79,14 @@ impl<'a> Checker<'a> {
             default_filesystem: self
                 .choice("DefaultFilesystem", &["ext4", "xfs", "btrfs"])
                 .to_owned(),
-            attach_flow: match self.choice("AttachFlow", &["auto", "actions", "attachments"]) {
-                "actions" => AttachFlowSetting::Actions,
-                "attachments" => AttachFlowSetting::Attachments,
-                _ => AttachFlowSetting::Auto,
-            },
+            attach_flow,
             list_all: self.file.flag("ListAll").unwrap_or(false),
             remove_foreign: self.file.flag("RemoveForeign").unwrap_or(false),
             format_foreign: self.file.flag("FormatForeign").unwrap_or(true),
             new_volumes_are_dirty: self.choice("NewVolumeBlocks", &["clean", "dirty"]) == "dirty",
             wait_for_release: self.wait_for_release(),
             content_directory: self.content_directory(),
+            failover: self.failover(attach_flow),
         }
     }
 
@@ -113,6 +119,42 @@ impl<'a> Checker<'a> {
             }
         };
         Duration::from_secs(seconds)
+    }
+
+    /// Another host can take an attachment away by its id alone only in the attachments flow.
+    fn failover(&mut self, flow: AttachFlowSetting) -> FailoverSettings {
+        let types = match self.file.list("Failover") {
+            None => Vec::new(),
+            Some((types, origin)) => {
+                if types.iter().any(|name| name.trim().is_empty()) {
+                    self.findings.wrong(origin, "must name volume types");
+                }
+                types.to_vec()
+            }
+        };
+        let has_uuid = self.text("HostUUID").is_some_and(|(text, _)| !text.is_empty());
+        let by_actions = match flow {
+            AttachFlowSetting::Actions => true,
+            AttachFlowSetting::Auto => has_uuid,
+            AttachFlowSetting::Attachments => false,
+        };
+        if by_actions && !types.is_empty() {
+            self.findings.problem(
+                "Failover needs the attachments flow: leave HostUUID and AttachFlow out, or set \
+                 AttachFlow to \"attachments\"",
+            );
+        }
+        let seconds = match self.file.number("FailoverLease") {
+            None => DEFAULT_FAILOVER_LEASE,
+            Some((seconds, origin)) => {
+                if !FAILOVER_LEASES.contains(&seconds) {
+                    let (least, most) = (FAILOVER_LEASES.start(), FAILOVER_LEASES.end());
+                    self.findings.wrong(origin, format!("must be {least} to {most} seconds"));
+                }
+                seconds
+            }
+        };
+        FailoverSettings { types, lease: Duration::from_secs(seconds) }
     }
 
     /// Empty, unlike other keys, says something: the root of the filesystem.

@@ -70,11 +70,13 @@ pub enum Operation {
     Format,
     /// Accept the filesystem that is on a volume as its own.
     AcceptUuid,
+    /// Try whether the storage of a volume cuts a host off.
+    ProveFailover,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 3] = [Self::Release, Self::Format, Self::AcceptUuid];
+    pub const ALL: [Self; 4] = [Self::Release, Self::Format, Self::AcceptUuid, Self::ProveFailover];
 
     /// Its path on the plugin's socket. The body is `{"Name":…}`, confirmed with `"ID"`.
     pub fn path(self) -> &'static str {
@@ -82,6 +84,7 @@ impl Operation {
             Self::Release => "/Operator.Release",
             Self::Format => "/Operator.Format",
             Self::AcceptUuid => "/Operator.AcceptUuid",
+            Self::ProveFailover => "/Operator.ProveFailover",
         }
     }
 }

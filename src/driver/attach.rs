@@ -67,6 +67,7 @@ impl Driver {
                     entry.references.clear();
                     entry.attachment = Some(record);
                     entry.last_error = None;
+                    entry.taken = None;
                 })
                 .await?;
             match self.cloud.reserve(flow, volume.id).await {
@@ -155,10 +156,10 @@ impl Driver {
         self.note_device(id, &record, AttachmentStage::Reserved).await?;
         let tell = async {
             self.note_stamp(reservation).await?;
-            let told = self.tell_connector(&volume, reservation);
+            let told = self.tell_others(&volume, reservation);
             if let Err(error) = self.stamp_beside(reservation, told).await? {
                 tracing::warn!(
-                    volume = name.as_str(), %error, "the connector is not in the metadata"
+                    volume = name.as_str(), %error, "its metadata does not say who has it"
                 );
             }
             Ok::<_, DriverError>(())
@@ -251,15 +252,19 @@ impl Driver {
         }
     }
 
-    /// Actions flow: leaves the connector in the metadata, so that another host can release the
-    /// volume for an operator when this one is lost.
-    async fn tell_connector(
+    /// Leaves in the metadata what another host needs when this one is lost. Actions flow: the
+    /// connector, with which it can release the volume for an operator. Attachments flow: the first
+    /// sign of life, if the volume may be taken over.
+    async fn tell_others(
         &self,
         volume: &Volume,
         reservation: &Reservation,
     ) -> Result<(), CloudError> {
         if reservation.flow == AttachFlow::Attachments {
-            return Ok(());
+            return match self.failover.sign(volume, reservation.attachment_id.as_deref()) {
+                Some(sign) => self.cloud.set_metadata(volume.id, &[sign].into()).await,
+                None => Ok(()),
+            };
         }
         let identity = &self.host.identity;
         let text = serde_json::json!({

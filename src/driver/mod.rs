@@ -7,6 +7,7 @@ mod adopt;
 mod attach;
 mod create;
 mod error;
+mod failover;
 mod get;
 pub mod journal;
 mod list;
@@ -72,6 +73,7 @@ pub struct Driver {
     journal: Journal,
     volumes: Locks<Uuid>,
     creating: Locks<String>,
+    failover: failover::Failover,
     /// When to let go of a mount that has no users.
     idle: Mutex<HashMap<Uuid, Instant>>,
     /// Wakes the background work that finishes what operations left.
@@ -107,6 +109,7 @@ impl Driver {
         })?;
         let attacher = Attacher::new(paths.clone(), exec.clone(), &identity);
         let journal = Journal::open(&settings.state_dir)?;
+        let failover = failover::Failover::new(settings.failover.clone(), &settings.state_dir);
         let has_own_uuid = host.host_uuid.is_some();
         Ok(Self {
             settings,
@@ -116,6 +119,7 @@ impl Driver {
             journal,
             volumes: Locks::default(),
             creating: Locks::default(),
+            failover,
             idle: Mutex::default(),
             work: Notify::new(),
         })
@@ -181,7 +185,8 @@ impl Driver {
             Some(device) => self.host.attacher.find(device).await?,
             None => None,
         };
-        if !entry.is_complete() || !is_healthy(&mounted, record.read_only) {
+        if entry.taken.is_some() || !entry.is_complete() || !is_healthy(&mounted, record.read_only)
+        {
             return Ok(MountState::Broken);
         }
         Ok(match device.map(|device| device.state) {
@@ -329,6 +334,7 @@ impl VolumeDriver for Arc<Driver> {
             Operation::Release => "release",
             Operation::Format => "format",
             Operation::AcceptUuid => "accept the UUID of",
+            Operation::ProveFailover => "try failover with",
         };
         let done = Box::pin(self.operate_on(caller, operation, name, confirmed)).await;
         named(action, name, done)

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::attach::{Connected, Reserved};
+use super::failover::Takeover;
 use super::journal::{AttachmentStage, Entry, MountRecord};
 use super::plan::{CloudState, Goal, MountState, Observed, Step, plan};
 use super::prepare::Prepared;
@@ -119,15 +120,19 @@ impl Driver {
                 }
                 Some(Step::WaitUntilSettled) => waits.for_settling(name).await?,
                 Some(Step::WaitForRelease) => {
-                    if waits.for_release().await.is_err() {
-                        return Err(held_elsewhere(volume.as_ref()));
+                    let Some(held) = &volume else { continue };
+                    let takeover = self.judge_holder(held).await?;
+                    if let Takeover::Now(attachment) = &takeover {
+                        self.cut_off(held, attachment).await?;
+                    } else if waits.for_release().await.is_err() {
+                        return Err(held_elsewhere(volume.as_ref(), &takeover));
                     }
                 }
                 _ => self.clear(&entry).await?,
             }
             volume = Some(self.volume_of(name, id).await?);
         }
-        Err(held_elsewhere(volume.as_ref()))
+        Err(held_elsewhere(volume.as_ref(), &Takeover::NotAsked))
     }
 
     async fn volume_of(&self, name: &VolumeName, id: Uuid) -> Result<Volume, DriverError> {
@@ -236,6 +241,7 @@ impl Driver {
                 entry.names.insert(name.to_string());
             })
             .await?;
+        self.failover.note_mounted(id);
         Ok(entry)
     }
 
@@ -416,11 +422,19 @@ pub(super) fn shown_holder(attachment: &AttachmentInfo) -> String {
     }
 }
 
-fn held_elsewhere(volume: Option<&Volume>) -> DriverError {
+fn held_elsewhere(volume: Option<&Volume>, takeover: &Takeover) -> DriverError {
     let Some(volume) = volume else {
         return DriverError::Refused("another host has it".to_owned());
     };
-    DriverError::Refused(match volume.attachments.first() {
+    let failover = match takeover {
+        Takeover::Never(why) => format!(". Failover does not take it: {why}"),
+        Takeover::In(left) => format!(
+            ". If its host gives no sign of life for {} more seconds, the next start here takes it over",
+            left.as_secs() + 1
+        ),
+        Takeover::NotAsked | Takeover::Now(_) => String::new(),
+    };
+    let why = match volume.attachments.first() {
         Some(attachment) => format!(
             "volume {} is attached to {}: stop the container that uses it there. If that host is \
              gone for good, \"cinder-docker-driver release {}\" takes it away from it",
@@ -436,7 +450,8 @@ fn held_elsewhere(volume: Option<&Volume>) -> DriverError {
             shown(volume.updated_at.as_deref().unwrap_or("unknown")),
             sayable_name(volume)
         ),
-    })
+    };
+    DriverError::Refused(why + &failover)
 }
 
 /// By what a command can name the volume: Cinder takes names that Docker does not.

@@ -1,4 +1,5 @@
-//! The ways out that errors name: release, format and accept-uuid, for the operator of this host.
+//! What the operator of this host can ask for: the ways out that errors name (release, format,
+//! accept-uuid), and prove-failover.
 //!
 //! Each is asked twice: without the volume's id it says what it would do and changes nothing for
 //! good; with the id it does it.
@@ -17,12 +18,12 @@ use crate::openstack::{AttachFlow, Reservation, Volume, VolumeStatus};
 
 /// What a request is answered with.
 #[derive(Debug)]
-struct Answer {
-    volume: Uuid,
+pub(super) struct Answer {
+    pub volume: Uuid,
     /// Sentences for the operator.
-    says: Vec<String>,
+    pub says: Vec<String>,
     /// Whether it was done.
-    done: bool,
+    pub done: bool,
 }
 
 impl Answer {
@@ -69,6 +70,9 @@ impl Driver {
                     self.accept_uuid(connected, confirmed)
                 }))
                 .await?
+            }
+            Operation::ProveFailover => {
+                Box::pin(self.prove_failover(&name, &volume, confirmed)).await?
             }
         };
         Ok(answer.into_json())

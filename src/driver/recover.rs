@@ -22,7 +22,11 @@ impl Driver {
     /// Sleeps without waking while there is nothing to do.
     pub async fn work_in_background(self: Arc<Self>) {
         self.settle_all().await;
-        tokio::join!(self.adopt_mounts(), Box::pin(self.finish_for_ever()));
+        tokio::join!(
+            self.adopt_mounts(),
+            Box::pin(self.renew_for_ever()),
+            Box::pin(self.finish_for_ever())
+        );
     }
 
     /// Each volume in a task of its own: one that takes long holds up no other.

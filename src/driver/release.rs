@@ -233,7 +233,7 @@ impl Driver {
     }
 
     /// `None` = Cinder says that it is gone.
-    async fn volume_if_any(&self, id: Uuid) -> Result<Option<Volume>, DriverError> {
+    pub(super) async fn volume_if_any(&self, id: Uuid) -> Result<Option<Volume>, DriverError> {
         match self.cloud.volume(id).await {
             Err(error) if error.is_not_found() => Ok(None),
             found => Ok(Some(found?)),

@@ -54,6 +54,10 @@ pub struct Behaviour {
     /// Answer iSCSI connection_info for targets that are on paper only, and touch nothing of this
     /// machine: for tests of the API.
     pub paper_exports: bool,
+    /// A volume whose loop device is in use is taken from its host all the same: the next export
+    /// shows its contents of that moment, and what the old host writes on goes nowhere. Otherwise
+    /// such a request fails.
+    pub cuts_off: bool,
     /// How long a new volume stays `creating`, in milliseconds.
     pub creating_ms: u64,
     /// How long a deleted volume is still seen `deleting`, in milliseconds.
@@ -73,6 +77,7 @@ impl Default for Behaviour {
             legacy_apis: true,
             nova: Nova::KnowsNoInstance,
             paper_exports: false,
+            cuts_off: false,
             creating_ms: 20,
             deleting_ms: 20,
             token_seconds: 24 * 3600,

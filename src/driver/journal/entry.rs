@@ -44,6 +44,9 @@ pub struct Entry {
     pub boot_id: String,
     /// The last thing that went wrong, for `docker volume inspect`.
     pub last_error: Option<String>,
+    /// An attachment that was taken from us, and the filesystem stopped therefore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<String>,
 }
 
 /// What Cinder last said of a volume.
@@ -163,6 +166,7 @@ impl Entry {
             references: Vec::new(),
             boot_id: String::new(),
             last_error: None,
+            taken: None,
         }
     }
 

@@ -5,7 +5,7 @@
 //! the truth. An entry that cannot be read, or of an unknown version, blocks only its volume.
 
 mod entry;
-mod file;
+pub(super) mod file;
 
 use std::collections::{HashMap, HashSet};
 use std::io;

@@ -12,6 +12,7 @@ mod mount_options;
 pub mod mountinfo;
 pub mod partition;
 pub mod probe;
+pub mod shutdown;
 
 use std::time::Duration;
 

@@ -197,11 +197,17 @@ pub(super) async fn remove_all(cloud: &Arc<Cloud>, id: Uuid) -> io::Result<()> {
 /// Detaches the device and waits until it is gone.
 async fn detach(cloud: &Arc<Cloud>, id: Uuid, device: PathBuf) -> io::Result<()> {
     let deadline = Instant::now() + GONE_WITHIN;
+    let cuts_off = cloud.behaviour().cuts_off;
     loop {
         let device = device.clone();
         let gone = cloud
             .blocking(move |storage| {
-                storage.detach(id, &device)?;
+                match storage.detach(id, &device) {
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy && cuts_off => {
+                        storage.cut_off(id, &device)?;
+                    }
+                    other => other?,
+                }
                 storage.is_gone(id, &device)
             })
             .await?;

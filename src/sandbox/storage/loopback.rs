@@ -81,6 +81,12 @@ pub(in crate::sandbox) fn detach(device: &Path, file: &Path) -> io::Result<()> {
     }
 }
 
+/// Detaches a loop device that is in use: the kernel does it at the last close.
+pub(super) fn detach_at_last_close(device: &Path) -> io::Result<()> {
+    let handle = OpenOptions::new().read(true).open(device)?;
+    Ok(clear(handle.as_raw_fd())?)
+}
+
 /// Tells a loop device that its file has grown.
 pub(super) fn resize(device: &Path) -> io::Result<()> {
     let handle = OpenOptions::new().read(true).open(device)?;

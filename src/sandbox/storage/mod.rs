@@ -85,6 +85,13 @@ impl Storage {
         loopback::detach(device, &self.volume(id))
     }
 
+    /// Takes the volume from whoever has the device open: it goes on in a file of its own.
+    pub(super) fn cut_off(&self, id: Uuid, device: &Path) -> io::Result<()> {
+        let path = self.volume(id);
+        files::copy(&path, &path, path.metadata()?.len())?;
+        loopback::detach_at_last_close(device)
+    }
+
     /// The device shows the volume no longer.
     pub(super) fn is_gone(&self, id: Uuid, device: &Path) -> io::Result<bool> {
         loopback::backing_file(device).map(|file| file.as_deref() != Some(&*self.volume(id)))
