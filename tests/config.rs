@@ -144,6 +144,7 @@ fn the_config_of_the_first_post_loads_with_the_go_drivers_defaults() {
     assert_eq!(settings.driver.state_dir, Path::new("/var/lib/cinder/dockerdriver/state"));
     assert_eq!(settings.driver.default_filesystem, "ext4");
     assert_eq!(settings.driver.attach_flow, AttachFlowSetting::Auto);
+    assert!(settings.driver.failover.types.is_empty(), "off");
     assert_eq!(settings.driver.wait_for_release, Duration::from_secs(15));
     assert!(settings.driver.format_foreign);
     assert!(!settings.driver.new_volumes_are_dirty);
@@ -249,7 +250,7 @@ fn every_setting_of_this_host_and_the_driver_can_be_written() {
            "DefaultVolSz": 5, "DefaultVolumeType": "ssd", "DefaultFilesystem": "XFS",
            "AttachFlow": "attachments", "ListAll": true, "RemoveForeign": "true",
            "FormatForeign": false, "NewVolumeBlocks": "dirty", "WaitForRelease": "90",
-           "ContentDirectory": """#,
+           "ContentDirectory": "", "Failover": ["fast", "faster"], "FailoverLease": 60"#,
     )
     .settings();
     assert_eq!(settings.host.mount_point, Path::new("/mnt/cvols"));
@@ -268,6 +269,8 @@ fn every_setting_of_this_host_and_the_driver_can_be_written() {
     assert!(driver.new_volumes_are_dirty);
     assert_eq!(driver.wait_for_release, Duration::from_secs(90));
     assert_eq!(driver.content_directory, "");
+    assert_eq!(driver.failover.types, ["fast", "faster"]);
+    assert_eq!(driver.failover.lease, Duration::from_secs(60));
 }
 
 #[test]
@@ -630,6 +633,15 @@ fn single_values_that_make_no_sense_are_refused() {
         (r#""ContentDirectory": "lost+found""#, "ContentDirectory must be the plain name"),
         (r#""DefaultFilesystem": "ntfs""#, "DefaultFilesystem must be one of ext4, xfs, btrfs"),
         (r#""NewVolumeBlocks": "zero""#, "NewVolumeBlocks must be one of clean, dirty"),
+        (r#""Failover": true"#, "Failover must be a list, not true or false"),
+        (r#""Failover": ["a", 1]"#, "Failover must be a list of texts"),
+        (r#""Failover": [""]"#, "Failover must name volume types"),
+        (r#""Failover": "a", "AttachFlow": "actions""#, "Failover needs the attachments flow"),
+        (
+            r#""Failover": "a", "HostUUID": "219b0670-a214-4281-8424-5bb3beaaa509""#,
+            "Failover needs the attachments flow",
+        ),
+        (r#""FailoverLease": 5"#, "FailoverLease must be 10 to 3600 seconds"),
         (r#""ConnectorHost": "a b""#, "ConnectorHost must be a host name"),
         (r#""Interface": "private""#, "Interface is \"private\""),
         (r#""BlockStorageEndpoint": "c:8776""#, "BlockStorageEndpoint must begin with http://"),

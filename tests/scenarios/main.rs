@@ -21,6 +21,7 @@ mod transcript;
 mod rig;
 
 mod engines;
+mod failover;
 mod initiator;
 mod install;
 mod many;

@@ -4,6 +4,9 @@ FileDriver    one target a volume, with CHAP, by Cinder's own TgtAdm helper: the
               initialize_connection and removed at terminate_connection, as the LVM driver does
 ArrayDriver   one target for all, each volume a LUN of it, as many storage arrays do; the lowest
               free LUN is given out again at once
+RevokingDriver  as FileDriver, but each export has a secret of its own: a host that was cut off
+              cannot log in again when the volume is exported to the next one. With FileDriver it
+              can, as with the LVM driver: the target keeps its name and its secret
 
 Hooks, read at every operation from `file_driver_dir`; OP is create, delete, extend, snapshot,
 clone, export, connect or terminate:
@@ -181,6 +184,13 @@ class FileDriver(driver.VolumeDriver):
                     'filter_function': self.get_filter_function(),
                     'goodness_function': self.get_goodness_function()}]}
         return self._stats
+
+
+@interface.volumedriver
+class RevokingDriver(FileDriver):
+    def remove_export(self, context, volume):
+        super().remove_export(context, volume)
+        self.db.volume_update(context, volume['id'], {'provider_auth': None})
 
 
 def tgtadm(mode, op, *arguments):

@@ -115,6 +115,7 @@ def main():
         'lvmdriver-1': {'volume_backend_name': 'file'},
         'solidfire': {'volume_backend_name': 'file'},
         'multiattach': {'volume_backend_name': 'file', 'multiattach': '<is> True'},
+        'revoking': {'volume_backend_name': 'revoking'},
         'array': {'volume_backend_name': 'array'},
         'two-portals': {'volume_backend_name': 'two-portals'}}
     for name, specs in types.items():

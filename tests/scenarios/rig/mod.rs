@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub use node::{DEBIAN_12, DEBIAN_12_PLAIN, DEBIAN_13, Node};
-pub use project::{Project, exports};
+pub use project::{Project, api_ports, exports};
 
 /// Whether the rig is asked for; says loudly that the scenario is skipped when not.
 ///

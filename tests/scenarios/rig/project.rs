@@ -40,6 +40,12 @@ pub(super) async fn ports() -> Vec<String> {
     ports.values().map(Value::to_string).collect()
 }
 
+/// Ports of Keystone and Cinder.
+pub async fn api_ports() -> Vec<String> {
+    let ports = &cloud().await["ports"];
+    [&ports["keystone"], &ports["cinder"]].map(Value::to_string).into()
+}
+
 fn client() -> &'static Client {
     static CLIENT: OnceLock<Client> = OnceLock::new();
     CLIENT.get_or_init(|| {
