@@ -223,14 +223,20 @@ impl Driver {
         let text = "Cinder shows it attached to this host no more: another host or an operator has \
                     taken it. Its filesystem was stopped here; stop its containers";
         tracing::error!(volume = entry.shown_name(), "{text}");
-        if self.is_mounted(&entry)?
-            && let Err(error) = shut_down(&mount.at, mount.device).await
-        {
-            tracing::error!(
-                volume = entry.shown_name(),
-                "its filesystem could not be stopped: {}",
-                Chain(&error)
-            );
+        if self.is_mounted(&entry)? {
+            let stopped = shut_down(&mount.at, mount.device).await;
+            // Containers that wait for the device could not even be killed.
+            let cut = match &entry.device {
+                Some(device) => self.host.attacher.cut(device).await,
+                None => Ok(()),
+            };
+            for error in [stopped, cut].into_iter().filter_map(Result::err) {
+                tracing::error!(
+                    volume = entry.shown_name(),
+                    "its filesystem could not be stopped: {}",
+                    Chain(&error)
+                );
+            }
         }
         self.journal
             .update_regardless(id, |entry| {

@@ -152,6 +152,16 @@ impl Attacher {
         }
     }
 
+    /// Ends every use of a device that was taken from this host, mounted or not: what waits for its
+    /// target gets an error now instead of in two minutes. [`Attacher::disconnect`] is still to
+    /// follow. A session of ours that has other LUNs, or one that is not ours, is left alone.
+    pub async fn cut(&self, record: &DeviceRecord) -> Result<(), HostError> {
+        match record {
+            DeviceRecord::Local(_) => Ok(()),
+            DeviceRecord::Iscsi(record) => self.iscsi().cut(record).await,
+        }
+    }
+
     /// Makes the kernel look at the device's size again (the volume was extended); answers it as
     /// it is then.
     pub async fn rescan(&self, record: &DeviceRecord) -> Result<Option<Device>, HostError> {

@@ -203,6 +203,12 @@ impl Connector<'_> {
         flushed
     }
 
+    /// See [`super::Attacher::cut`].
+    pub async fn cut(self, record: &IscsiRecord) -> Result<(), HostError> {
+        let _guards = self.locks.lock(record).await;
+        self.log_out_alone(record).await
+    }
+
     /// See [`super::Attacher::rescan`].
     pub async fn rescan(self, record: &IscsiRecord) -> Result<Option<Device>, HostError> {
         let _guards = self.locks.lock(record).await;
