@@ -154,7 +154,7 @@ impl Attacher {
 
     /// Ends every use of a device that was taken from this host, mounted or not: what waits for its
     /// target gets an error now instead of in two minutes. [`Attacher::disconnect`] is still to
-    /// follow. A session of ours that has other LUNs, or one that is not ours, is left alone.
+    /// follow.
     pub async fn cut(&self, record: &DeviceRecord) -> Result<(), HostError> {
         match record {
             DeviceRecord::Local(_) => Ok(()),

@@ -286,19 +286,6 @@ impl Connector<'_> {
         if stays { Ok(()) } else { self.db().remove(path) }
     }
 
-    /// Logs out of the sessions that are ours and serve nothing but this record, used or not.
-    pub(super) async fn log_out_alone(self, record: &IscsiRecord) -> Result<(), HostError> {
-        for path in &record.paths {
-            let ours = self.is_ours(record, path)?;
-            for session in session::all(self.paths)?.into_iter().filter(|s| s.serves(path)) {
-                if ours && session.luns().iter().all(|lun| lun.lun == path.lun) {
-                    self.log_out(&session).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Logs out of one session; that it is gone is what counts.
     async fn log_out(self, session: &Session) -> Result<(), HostError> {
         let mut said = String::new();

@@ -206,7 +206,15 @@ impl Connector<'_> {
     /// See [`super::Attacher::cut`].
     pub async fn cut(self, record: &IscsiRecord) -> Result<(), HostError> {
         let _guards = self.locks.lock(record).await;
-        self.log_out_alone(record).await
+        // The kernel answers what waits for a blocked disk when it is deleted, and only then.
+        for (_, lun) in self.devices(record)? {
+            self.delete(&lun).await?;
+        }
+        // iscsid may be in the middle of another attempt to log in, and not listen.
+        if let Err(error) = self.close_sessions(record).await {
+            tracing::info!("its session is ended later: {}", Chain(&error));
+        }
+        Ok(())
     }
 
     /// See [`super::Attacher::rescan`].
