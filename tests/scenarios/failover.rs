@@ -107,7 +107,7 @@ async fn a_host_that_lost_its_way_to_the_cloud_writes_no_more() {
 
     one.sh(&format!("iptables -D {rule}")).await;
     one.until("journalctl --merge -u cinder-docker-driver | grep -q 'has taken it'").await;
-    one.sh("docker rm -f writer").await;
+    one.until("docker rm -f writer").await;
     one.assert_clean().await;
     let before = counted(&two.sh(log).await);
     two.until(&format!("test $(docker exec writer sh -c 'wc -l </data/log') -gt {before}")).await;

@@ -224,12 +224,15 @@ impl Driver {
                     taken it. Its filesystem was stopped here; stop its containers";
         tracing::error!(volume = entry.shown_name(), "{text}");
         if self.is_mounted(&entry)? {
-            let stopped = shut_down(&mount.at, mount.device).await;
-            // Containers that wait for the device could not even be killed.
-            let cut = match &entry.device {
-                Some(device) => self.host.attacher.cut(device).await,
-                None => Ok(()),
+            // At once: stopping waits for what waits for the device, as do containers, which could
+            // not even be killed.
+            let cut = async {
+                match &entry.device {
+                    Some(device) => self.host.attacher.cut(device).await,
+                    None => Ok(()),
+                }
             };
+            let (stopped, cut) = tokio::join!(shut_down(&mount.at, mount.device), cut);
             for error in [stopped, cut].into_iter().filter_map(Result::err) {
                 tracing::error!(
                     volume = entry.shown_name(),
