@@ -197,30 +197,45 @@ impl Bench {
         body: &Value,
         fault: Option<&(Fault, u32)>,
     ) -> Result<(), String> {
-        let Some((fault, nth)) = fault else { return self.call(call, body.clone()).await };
-        self.arm(fault, *nth);
+        match fault {
+            Some((fault, nth)) => self.meet(call, body, fault, *nth).await.0,
+            None => self.call(call, body.clone()).await,
+        }
+    }
+
+    /// What a call answers that meets a fault, whether the daemon died of it (it runs again then),
+    /// and what the fault happened to.
+    async fn meet(
+        &mut self,
+        call: &str,
+        body: &Value,
+        fault: &Fault,
+        nth: u32,
+    ) -> (Result<(), String>, bool, Option<String>) {
+        self.arm(fault, nth);
         let answer = self.call(call, body.clone()).await;
         let died = self.has_died(fault, &answer).await;
-        self.disarm(fault);
+        let met = self.disarm(fault).into_iter().nth(nth as usize - 1);
         if died {
             self.node.run().await;
         }
-        answer
+        (answer, died, met)
     }
 
-    /// A call after which nothing is in doubt any more; 10 minutes pass if need be.
+    /// A call after which nothing is in doubt any more; 10 minutes pass if need be, and whether they
+    /// did.
     pub async fn settled_call(
         &mut self,
         call: &str,
         body: &Value,
         name: &str,
-    ) -> Result<(), String> {
+    ) -> (Result<(), String>, bool) {
         match self.call(call, body.clone()).await {
             Err(error) if error.contains("left alone until nothing has changed for 10 min") => {
                 self.settle_doubt(name).await;
-                self.call(call, body.clone()).await
+                (self.call(call, body.clone()).await, true)
             }
-            answer => answer,
+            answer => (answer, false),
         }
     }
 
@@ -288,17 +303,6 @@ impl Bench {
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
 
-    async fn act(&self, operation: Operation, name: &str) -> Result<(), String> {
-        match operation {
-            Operation::Create => self.call("Create", json!({ "Name": name, "Opts": {} })).await,
-            Operation::Remove => self.call("Remove", json!({ "Name": name })).await,
-            Operation::Unmount | Operation::UnmountFirst => {
-                self.call("Unmount", json!({ "Name": name, "ID": "c" })).await
-            }
-            _ => self.call("Mount", json!({ "Name": name, "ID": "c" })).await,
-        }
-    }
-
     /// Calls again what did not succeed, as Docker (or the person before it) does, and brings the
     /// volume to the state in which the operation leaves it. Whether that took 10 minutes.
     async fn complete(
@@ -328,15 +332,12 @@ impl Bench {
                 self.node.mount(name, "c").await.unwrap();
             }
             _ if first.is_ok() => {}
-            _ => match self.act(operation, name).await {
-                Ok(()) => {}
-                Err(error) if error.contains("left alone until nothing has changed for 10 min") => {
-                    self.settle_doubt(name).await;
-                    self.act(operation, name).await.unwrap();
-                    return true;
-                }
-                Err(error) => panic!("again: {error}"),
-            },
+            _ => {
+                let (call, body) = request(operation, name);
+                let (again, doubt) = self.settled_call(call, &body, name).await;
+                again.unwrap_or_else(|error| panic!("again: {error}"));
+                return doubt;
+            }
         }
         false
     }
@@ -462,13 +463,8 @@ impl Bench {
         let name =
             format!("{operation:?}-{}-{nth}", fault.name().replace([' ', ','], "-")).to_lowercase();
         self.prepare(operation, &name).await;
-        self.arm(fault, nth);
-        let first = self.act(operation, &name).await;
-        let died = self.has_died(fault, &first).await;
-        let met = self.disarm(fault).into_iter().nth(nth as usize - 1);
-        if died {
-            self.node.run().await;
-        }
+        let (call, body) = request(operation, &name);
+        let (first, died, met) = self.meet(call, &body, fault, nth).await;
         let doubt = self.complete(operation, &name, &first).await;
         let outcome = match (&first, died) {
             _ if doubt => "after 10 minutes",
@@ -492,6 +488,18 @@ impl Bench {
         self.assert_free(operation, &name).await;
         self.discard(&name).await;
         (met, outcome)
+    }
+}
+
+/// What Docker sends for an operation.
+fn request(operation: Operation, name: &str) -> (&'static str, Value) {
+    match operation {
+        Operation::Create => ("Create", json!({ "Name": name, "Opts": {} })),
+        Operation::Remove => ("Remove", json!({ "Name": name })),
+        Operation::Unmount | Operation::UnmountFirst => {
+            ("Unmount", json!({ "Name": name, "ID": "c" }))
+        }
+        _ => ("Mount", json!({ "Name": name, "ID": "c" })),
     }
 }
 

@@ -82,7 +82,7 @@ impl World {
         };
         let mut answer = self.bench.call_with(verb, &body, fault).await;
         if answer.is_err() {
-            answer = self.bench.settled_call(verb, &body, &name).await;
+            answer = self.bench.settled_call(verb, &body, &name).await.0;
         }
         let known = &mut self.volumes[volume];
         match call {
