@@ -124,6 +124,11 @@ pub enum Action {
     NotJson,
     /// The effect happens, the body never ends: a byte each 50 ms.
     SlowBody,
+    /// The effect happens, the body goes on for ever, as fast as it is taken.
+    Flood,
+    /// Answers this at once, as a proxy does that does not wait; the effect happens so many
+    /// milliseconds later.
+    AnswerBefore(Canned, u64),
     /// All tokens end now, before the call is looked at.
     RevokeTokens,
     /// `create-volume`: the volume goes to `error`, with a user message that ends in this reason.
@@ -205,6 +210,8 @@ pub(super) struct Plan {
 pub(super) enum Instead {
     Drop,
     Answer(Canned),
+    /// The effect follows after this time.
+    AnswerBefore(Canned, Duration),
 }
 
 /// What goes wrong inside the cloud.
@@ -224,6 +231,7 @@ pub(super) enum Answer {
     Half,
     Html,
     Endless,
+    Flood,
     Other(Canned),
 }
 
@@ -333,6 +341,11 @@ impl Plan {
             Action::HalfBody => self.answer = Answer::Half,
             Action::NotJson => self.answer = Answer::Html,
             Action::SlowBody => self.answer = Answer::Endless,
+            Action::Flood => self.answer = Answer::Flood,
+            Action::AnswerBefore(canned, ms) => {
+                let late = Duration::from_millis(ms);
+                self.instead = Some(Instead::AnswerBefore(canned, late));
+            }
             Action::RevokeTokens => self.revoke_tokens = true,
             Action::FailCreate(reason) => self.effects.fail_create = Some(reason),
             Action::FailDelete => self.effects.fail_delete = true,

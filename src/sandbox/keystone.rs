@@ -457,12 +457,14 @@ fn services(behaviour: &Behaviour, base: &str, project: &str) -> Vec<Service> {
     let volume_3 = format!("/volume/v3/{project}");
     let identity = if queens && behaviour.legacy_apis { "/v2.0" } else { "/v3" };
     let mut services = vec![service("identity", "keystone", identity)];
-    if behaviour.legacy_apis {
-        services.push(service("volumev2", "cinderv2", &format!("/volume/v2/{project}")));
-    }
-    services.push(service("volumev3", "cinderv3", &volume_3));
-    if !queens {
-        services.push(service("block-storage", "cinder", &volume_3));
+    if behaviour.block_storage {
+        if behaviour.legacy_apis {
+            services.push(service("volumev2", "cinderv2", &format!("/volume/v2/{project}")));
+        }
+        services.push(service("volumev3", "cinderv3", &volume_3));
+        if !queens {
+            services.push(service("block-storage", "cinder", &volume_3));
+        }
     }
     services.push(service("image", "glance", "/image"));
     if behaviour.nova != Nova::Absent {

@@ -68,6 +68,8 @@ pub struct Behaviour {
     pub quotas: Quotas,
     /// Most rows that a list answers at once (`osapi_max_limit`).
     pub max_limit: usize,
+    /// Whether the catalog has the block storage service.
+    pub block_storage: bool,
 }
 
 impl Default for Behaviour {
@@ -83,6 +85,7 @@ impl Default for Behaviour {
             token_seconds: 24 * 3600,
             quotas: Quotas::default(),
             max_limit: 1000,
+            block_storage: true,
         }
     }
 }

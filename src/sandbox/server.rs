@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
 use super::cloud::Cloud;
-use super::faults::{Answer, Canned, Entry, Instead};
+use super::faults::{Answer, Canned, Effects, Entry, Instead};
 use super::http::{ApiError, Reply, Request};
 use super::{cinder, control, keystone};
 
@@ -102,23 +102,15 @@ async fn handle(
     let reply = match plan.instead {
         Some(Instead::Drop) => return None,
         Some(Instead::Answer(canned)) => canned_reply(&canned),
-        None => {
-            let reply = match route.service {
-                Service::Identity => keystone::handle(cloud, &request, &route.call),
-                Service::Volume => {
-                    cinder::handle(cloud, &request, &route.call, &plan.effects).await
-                }
-                Service::Image => image(cloud, &request),
-                Service::Compute => compute(&request),
-            };
-            match cloud.store.save().await {
-                Ok(()) => reply,
-                Err(error) => {
-                    tracing::error!(%error, "the sandbox cannot write its state");
-                    ApiError::internal().reply()
-                }
-            }
+        Some(Instead::AnswerBefore(canned, late)) => {
+            let task = Arc::clone(cloud);
+            cloud.spawn(async move {
+                tokio::time::sleep(late).await;
+                effect(&task, &request, &route, &plan.effects).await;
+            });
+            canned_reply(&canned)
         }
+        None => effect(cloud, &request, &route, &plan.effects).await,
     };
     tokio::time::sleep(plan.delay_answer).await;
     let answered = match plan.answer {
@@ -131,10 +123,28 @@ async fn handle(
             body: Bytes::from_static(b"<html><body><h1>It works!</h1></body></html>"),
         }),
         Answer::Endless => endless(&reply),
+        Answer::Flood => flood(&reply),
         Answer::Other(canned) => response(&canned_reply(&canned)),
     };
     faults.end(sequence, answered.status().as_u16());
     Some(answered)
+}
+
+/// What a call does in the cloud, and its answer.
+async fn effect(cloud: &Arc<Cloud>, request: &Request, route: &Route, effects: &Effects) -> Reply {
+    let reply = match route.service {
+        Service::Identity => keystone::handle(cloud, request, &route.call),
+        Service::Volume => cinder::handle(cloud, request, &route.call, effects).await,
+        Service::Image => image(cloud, request),
+        Service::Compute => compute(request),
+    };
+    match cloud.store.save().await {
+        Ok(()) => reply,
+        Err(error) => {
+            tracing::error!(%error, "the sandbox cannot write its state");
+            ApiError::internal().reply()
+        }
+    }
 }
 
 /// Where a request goes, and what it is called in rules and log.
@@ -259,6 +269,12 @@ fn endless(reply: &Reply) -> hyper::Response<Body> {
         Some((Ok(Frame::data(Bytes::from_static(b" "))), ()))
     });
     with_body(reply, BodyExt::boxed_unsync(StreamBody::new(drip)))
+}
+
+/// A body of blanks, as fast as it is taken.
+fn flood(reply: &Reply) -> hyper::Response<Body> {
+    let blanks = stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b' '; 64 * 1024]))));
+    with_body(reply, BodyExt::boxed_unsync(StreamBody::new(blanks)))
 }
 
 fn with_body(reply: &Reply, body: Body) -> hyper::Response<Body> {

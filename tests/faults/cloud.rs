@@ -2,7 +2,7 @@
 
 use cinder_docker_driver::sandbox::faults::{Action, Canned};
 
-use crate::bench::{Fault, Operation};
+use crate::bench::{Fault, GONE, Operation};
 use crate::table::{every_case, flow};
 
 fn faults() -> Vec<Fault> {
@@ -15,16 +15,20 @@ fn faults() -> Vec<Fault> {
         status("400", 400),
         Fault::Cloud("401", Action::RevokeTokens),
         status("403", 403),
+        status(GONE, 404),
+        body("404 of a proxy", 404, "<html><h1>Not Found</h1></html>"),
         status("409", 409),
         status("413", 413),
         Fault::Cloud("429", Action::Answer(Canned::retry_after(429, 1))),
         status("500", 500),
         Fault::Cloud("500 after", Action::AnswerAfter(Canned::status(500))),
         status("503", 503),
+        Fault::Cloud("504, done later", Action::AnswerBefore(Canned::status(504), 300)),
         Fault::Cloud("reset before", Action::DropBefore),
         Fault::Cloud("reset after", Action::DropAfter),
         Fault::Cloud("half a body", Action::HalfBody),
         Fault::Cloud("not JSON", Action::NotJson),
+        Fault::Cloud("a flood", Action::Flood),
         body("other JSON", 200, r#"{"volume": [], "attachment": 7, "volumes": "none"}"#),
         body("a list", 202, "[1, 2]"),
     ]

@@ -18,6 +18,8 @@ mod bypass;
 mod cloud;
 mod effects;
 mod model;
+mod outage;
+mod slow;
 mod soak;
 #[path = "../support/mod.rs"]
 mod support;

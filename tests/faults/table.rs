@@ -1,8 +1,10 @@
 //! All cases of an operation, and how they ended.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde_json::{Value, json};
@@ -26,7 +28,7 @@ pub fn flow(actions: bool) -> Value {
 pub async fn every_case(operation: Operation, config: Value, faults: &[Fault]) {
     let mut bench = Bench::new(config.clone()).await;
     let mut table: BTreeMap<u32, (String, BTreeMap<&str, &str>)> = BTreeMap::new();
-    let (mut cases, mut failures) = (0, Vec::new());
+    let (mut cases, mut failures, mut longest) = (0, Vec::new(), Duration::ZERO);
     for fault in faults {
         for nth in 1..=MOST_STEPS {
             assert!(nth < MOST_STEPS, "{operation:?} never ends");
@@ -36,18 +38,16 @@ pub async fn every_case(operation: Operation, config: Value, faults: &[Fault]) {
                 continue;
             }
             let case = AssertUnwindSafe(Box::pin(bench.case(operation, fault, nth)));
-            let outcome = match case.catch_unwind().await {
+            let ended = case.catch_unwind().await;
+            longest = longest.max(bench.longest_answer());
+            let outcome = match ended {
                 Ok((None, _)) => break,
                 Ok((Some(what), outcome)) => {
                     table.entry(nth).or_default().0 = what;
                     outcome
                 }
                 Err(panic) => {
-                    let text = panic
-                        .downcast_ref::<String>()
-                        .cloned()
-                        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                        .unwrap_or_default();
+                    let text = said(&*panic);
                     failures.push(format!("{operation:?}, {} at {nth}: {text}", fault.name()));
                     assert!(failures.len() < 20, "{}", failures.join("\n\n"));
                     bench = Bench::new(config.clone()).await;
@@ -70,9 +70,19 @@ pub async fn every_case(operation: Operation, config: Value, faults: &[Fault]) {
             let _ = write!(text, " {outcome:<COLUMN$}");
         }
     }
-    println!("{text}\n{operation:?}: {cases} cases, {} failed", failures.len());
+    println!(
+        "{text}\n{operation:?}: {cases} cases, {} failed, longest answer {:.1} s",
+        failures.len(),
+        longest.as_secs_f32()
+    );
     assert!(cases > 0, "{operation:?} met no faults");
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+/// What a panic said.
+pub fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default()
 }
 
 /// Without ids and directories.

@@ -11,10 +11,12 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cinder_docker_driver::sandbox::faults::{Action, Entry, Rule};
@@ -50,6 +52,26 @@ impl Cloud {
 
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// From now on nothing listens at its address, which is what [`Self::come_back`] needs. What it
+    /// has exported stays, as the targets do when the API is down.
+    pub async fn go_down(&mut self) -> SocketAddr {
+        let address = self.sandbox.address();
+        let elsewhere = Options::new(self.dir.path().join("elsewhere"));
+        self.sandbox = Sandbox::start(elsewhere).await.unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            assert!(Instant::now() < end, "it still listens");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        address
+    }
+
+    /// The same cloud again, with what it had.
+    pub async fn come_back(&mut self, address: SocketAddr) {
+        let options = Options { listen: address, ..Options::new(self.dir.path()) };
+        self.sandbox = Sandbox::start(options).await.unwrap();
     }
 
     pub fn fail(&self, rule: Rule) {
@@ -208,6 +230,14 @@ pub struct Node {
     environment: Vec<(&'static str, PathBuf)>,
     below: Vec<OsString>,
     daemon: Option<Child>,
+    /// The longest that a call was waited for, in milliseconds.
+    longest: AtomicU64,
+}
+
+/// How long dockerd waits for an answer; nothing is repeated after that.
+fn patience_of_docker(path: &str) -> Duration {
+    let long = ["/VolumeDriver.Create", "/VolumeDriver.Mount"].contains(&path);
+    Duration::from_secs(if long { 120 } else { 60 })
 }
 
 impl Node {
@@ -238,7 +268,15 @@ impl Node {
         merge(&mut config, more);
         let Value::Object(config) = config else { unreachable!() };
         let socket = dir.path().join("cinder.sock");
-        Self { dir, socket, config, environment: Vec::new(), below: Vec::new(), daemon: None }
+        Self {
+            dir,
+            socket,
+            config,
+            environment: Vec::new(),
+            below: Vec::new(),
+            daemon: None,
+            longest: AtomicU64::new(0),
+        }
     }
 
     /// Starts the daemon and waits until it answers.
@@ -358,11 +396,25 @@ impl Node {
         child.wait().unwrap().success()
     }
 
+    /// Asserts that the answer comes, or the connection ends, before Docker gives up.
     pub async fn try_call(&self, path: &str, body: &str) -> std::io::Result<(u16, Value)> {
         let stream = UnixStream::connect(&self.socket).await?;
-        let (head, answer) = exchange_raw(stream, "POST", path, body.as_bytes(), &[]).await?;
+        let begun = Instant::now();
+        let exchange = exchange_raw(stream, "POST", path, body.as_bytes(), &[]);
+        let answer = tokio::time::timeout(patience_of_docker(path), exchange).await;
+        let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap();
+        self.longest.fetch_max(milliseconds, Ordering::Relaxed);
+        let Ok(answer) = answer else {
+            panic!("Docker has given up {path} {body}: {}", self.log())
+        };
+        let (head, answer) = answer?;
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
         Ok((status, serde_json::from_slice(&answer).unwrap_or(Value::Null)))
+    }
+
+    /// The longest that a call was waited for.
+    pub fn longest_answer(&self) -> Duration {
+        Duration::from_millis(self.longest.load(Ordering::Relaxed))
     }
 
     /// One call of Docker's protocol; `Ok` = the answer, `Err` = its `Err`.
@@ -448,7 +500,8 @@ impl Node {
 
     /// Waits until nothing is held here any more.
     pub async fn until_clean(&self) {
-        let end = Instant::now() + Duration::from_secs(40);
+        // Cinder may take 90 s for a call, and what failed is tried again after a pause.
+        let end = Instant::now() + Duration::from_secs(150);
         while !(self.mounts().is_empty() && self.liabilities().is_empty()) {
             let (mounts, liabilities) = (self.mounts(), self.liabilities());
             assert!(Instant::now() < end, "{mounts:?} {liabilities:?}\n{}", self.log());
@@ -456,8 +509,10 @@ impl Node {
         }
     }
 
-    /// Asserts that nothing is left over: no mount, no loop device, no directory, no journal.
+    /// Asserts that nothing is left over: no mount, no loop device, no directory, no journal; and
+    /// that the daemon has not panicked.
     pub fn assert_clean(&self, cloud: &Cloud) {
+        assert_eq!(self.log().lines().find(|line| line.contains("panicked")), None);
         assert_eq!(self.mounts(), Vec::<String>::new(), "{}", self.log());
         assert_eq!(loops_of(cloud.dir()), Vec::<PathBuf>::new(), "{}", self.log());
         assert_eq!(self.liabilities(), Vec::<String>::new());

@@ -42,6 +42,25 @@ async fn an_answer_can_be_another_half_or_no_json() {
     faults.add(Rule::on("list-volumes", Action::SlowBody));
     let endless = client.send("GET", &path, &Value::Null);
     assert!(tokio::time::timeout(Duration::from_millis(300), endless).await.is_err());
+    faults.add(Rule::on("list-volumes", Action::Flood));
+    let flood = client.send("GET", &path, &Value::Null);
+    assert!(tokio::time::timeout(Duration::from_millis(300), flood).await.is_err());
+}
+
+#[tokio::test]
+async fn an_effect_can_come_after_its_answer() {
+    let client = Client::new(on_paper()).await;
+    let volume = client.volume("a").await;
+    let path = format!("{}/volumes/{volume}/action", client.root);
+    let late = Action::AnswerBefore(Canned::status(504), 200);
+    client.sandbox.faults().add(Rule::on("os-reserve", late));
+    let answer = client.send("POST", &path, &json!({"os-reserve": {}})).await.unwrap();
+    assert_eq!((answer.status, client.status(volume).await), (504, "available".to_owned()));
+    let end = Instant::now() + Duration::from_secs(20);
+    while client.status(volume).await != "attaching" {
+        assert!(Instant::now() < end, "no effect");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
