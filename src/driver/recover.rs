@@ -109,7 +109,8 @@ impl Driver {
     /// When an entry needs work; `None` = it needs none.
     fn due(&self, entry: &Entry, retry: Option<&Retry>, now: Instant) -> Option<Instant> {
         if !entry.has_liabilities() {
-            return None;
+            let due = || retry.map_or(now, |retry| retry.at);
+            return entry.unanswered.is_some().then(due);
         }
         let this_boot = self.is_of_this_boot(entry);
         if this_boot && entry.users() > 0 {
@@ -141,7 +142,18 @@ impl Driver {
 
     /// Whether it is done. The entry is read again under the lock: an operation may have come.
     async fn finish_locked(&self, id: Uuid) -> Result<bool, DriverError> {
-        let Some(entry) = self.journal.get(id)? else { return Ok(true) };
+        let Some(mut entry) = self.journal.get(id)? else { return Ok(true) };
+        if let Some(unanswered) = &entry.unanswered
+            && !entry.has_liabilities()
+        {
+            if self.look_for_unanswered(id, unanswered).await? {
+                return Ok(true);
+            }
+            match self.journal.get(id)? {
+                Some(now) if now.has_liabilities() => entry = now,
+                _ => return Ok(false),
+            }
+        }
         let entry = self.settle_references(&entry).await?;
         if entry.users() > 0 || !entry.has_liabilities() {
             return Ok(true);

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::journal::{AttachmentRecord, AttachmentStage, Entry};
+use super::journal::{AttachmentRecord, AttachmentStage, Entry, Unanswered};
 use super::plan::{Goal, MountState, Observed, Step, plan};
 use super::{Driver, DriverError};
 use crate::effects::{self, Kind};
@@ -110,7 +110,19 @@ impl Driver {
             (Step::GiveBack, .., Some(attachment)) => {
                 match self.give_back(id, attachment, just_reserved).await {
                     Ok(()) => {
-                        self.journal.update_regardless(id, |entry| entry.attachment = None).await?;
+                        let unanswered = unanswered(attachment);
+                        self.journal
+                            .update_regardless(id, |entry| {
+                                entry.attachment = None;
+                                // The same one again is not waited for anew.
+                                let known = entry.unanswered.take();
+                                let is_known = known.as_ref().map(|known| &known.attachment)
+                                    == unanswered.as_ref().map(|new| &new.attachment);
+                                entry.unanswered =
+                                    if is_known { known } else { unanswered.or(known) };
+                            })
+                            .await?;
+                        self.work.notify_one();
                     }
                     Err(error) => {
                         let text = Chain(&error).to_string();
@@ -227,6 +239,37 @@ impl Driver {
         Err(doubtful(volume.id, "being attached"))
     }
 
+    /// Looks whether a reserve happened after all that was never answered: then it is a liability
+    /// from now on. Whether it can be forgotten.
+    pub(super) async fn look_for_unanswered(
+        &self,
+        id: Uuid,
+        unanswered: &Unanswered,
+    ) -> Result<bool, DriverError> {
+        let taken = match unanswered.attachment.flow {
+            AttachFlow::Attachments => VolumeStatus::Reserved,
+            AttachFlow::Actions => VolumeStatus::Attaching,
+        };
+        let volume = self.volume_if_any(id).await?;
+        let has_happened = volume.as_ref().is_some_and(|volume| volume.status == taken);
+        // A clock that was set back ends the wait as well.
+        let waited = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let waited = waited.checked_sub(unanswered.since).map(Duration::from_secs);
+        if !has_happened && volume.is_some() && waited.is_some_and(|time| time < DOUBTFUL_FOR) {
+            return Ok(false);
+        }
+        self.journal
+            .update_regardless(id, |entry| {
+                if has_happened {
+                    entry.attachment = Some(unanswered.attachment.clone());
+                } else {
+                    entry.unanswered = None;
+                }
+            })
+            .await?;
+        Ok(!has_happened)
+    }
+
     async fn attachment_is_there(&self, id: Uuid, attachment: &str) -> Result<bool, DriverError> {
         let volume = self.volume_if_any(id).await?;
         Ok(volume.is_some_and(|v| v.attachments.iter().any(|a| a.attachment_id == attachment)))
@@ -239,6 +282,15 @@ impl Driver {
             found => Ok(Some(found?)),
         }
     }
+}
+
+/// What has to be looked for when Cinder shows nothing of a reserve that was never answered.
+fn unanswered(attachment: &AttachmentRecord) -> Option<Unanswered> {
+    let attachment = attachment.clone();
+    (attachment.stage == AttachmentStage::Reserving).then(|| Unanswered {
+        attachment,
+        since: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs(),
+    })
 }
 
 fn doubtful(id: Uuid, state: &str) -> DriverError {

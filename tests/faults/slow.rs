@@ -195,5 +195,5 @@ fn keystone_fails_whenever_the_token_must_be_renewed() {
             cases.push(Case { place: place.clone(), fault, nth: place.at });
         }
     }
-    all_at_once("Keystone", &faults.each_ref().map(|(name, _)| *name), cases, 4);
+    all_at_once("Keystone", &faults.each_ref().map(|(name, _)| *name), cases, 12);
 }

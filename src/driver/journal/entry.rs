@@ -32,6 +32,9 @@ pub struct Entry {
     pub facts: Option<Facts>,
     /// What Cinder may hold for us.
     pub attachment: Option<AttachmentRecord>,
+    /// A reserve that has not happened, but still might. No liability: nothing has to be undone yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<Unanswered>,
     /// What this host's kernel may hold.
     pub device: Option<DeviceRecord>,
     /// What may be mounted.
@@ -84,6 +87,15 @@ pub struct AttachmentRecord {
     /// Actions flow: the volume's `updated_at` as our own calls left it. While it stands, the
     /// reservation is ours.
     pub updated_at: BTreeSet<String>,
+}
+
+/// A reserve that was never answered: a proxy may have given up waiting for it, not Cinder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unanswered {
+    /// What it would make.
+    pub attachment: AttachmentRecord,
+    /// When Cinder was last seen without it at first, seconds since 1970.
+    pub since: u64,
 }
 
 /// How far an attachment got. Each stage is written before its step begins.
@@ -160,6 +172,7 @@ impl Entry {
             names: BTreeSet::new(),
             facts: None,
             attachment: None,
+            unanswered: None,
             device: None,
             mount: None,
             formatting: None,

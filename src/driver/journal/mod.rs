@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 pub use entry::{
     AttachmentRecord, AttachmentStage, Creation, Entry, Facts, Formatting, MountRecord, Reference,
-    VERSION,
+    Unanswered, VERSION,
 };
 
 use super::references::disown_untold;
