@@ -203,16 +203,11 @@ async fn a_catalog_without_block_storage_is_explained_and_looked_at_again() {
     node.mount("v", "d").await.unwrap();
     node.unmount("v", "d").await.unwrap();
     node.unmount("v", "c").await.unwrap();
-    assert_eq!((node.mounts().len(), cloud_status(&cloud, "v").await), (0, "in-use".to_owned()));
+    assert_eq!((node.mounts().len(), node.liabilities().len()), (0, 1), "it stopped here");
+    cloud.sandbox.set_behaviour(Behaviour::default());
     node.until_clean().await;
     node.assert_clean(&cloud);
     assert_eq!(cloud.status("v").await, "available");
-}
-
-/// The service is back in the catalog, for this look and from then on.
-async fn cloud_status(cloud: &Cloud, name: &str) -> String {
-    cloud.sandbox.set_behaviour(Behaviour::default());
-    cloud.status(name).await
 }
 
 #[tokio::test]
@@ -271,8 +266,9 @@ async fn insist(
 
 #[tokio::test]
 async fn sixteen_containers_come_and_go_while_cinder_flaps() {
-    // The actions flow needs twice the calls for a mount, none of which may fail.
-    for (flow, one_in) in [("attachments", 2), ("actions", 4)] {
+    // The actions flow needs twice the calls for a mount, none of which may fail. Where half of them
+    // do, a mount succeeds after minutes.
+    for (flow, one_in) in [("attachments", 3), ("actions", 4)] {
         let cloud = Cloud::start().await;
         let node = Node::start_with(&cloud, json!({ "AttachFlow": flow })).await;
         // In no order: if it were every second one exactly, a volume that is left alone with the
