@@ -6,8 +6,10 @@
 //! test can kill the daemon at each of them, make each of them fail, or lose its answer:
 //!
 //! ```text
-//! plan:  FAULT N ANYTHING     N = 1, 2, 3 … since the plan is there; a new text begins anew
-//! log:   N KIND WHAT          appended before each effect, and "N end" after it
+//! plan:   FAULT N ID [KIND]   N = 1, 2, 3 … (of that kind) since the plan is there; a new ID
+//!                             begins anew
+//! log:    N KIND WHAT         appended before each effect, and "N end" after it
+//! paused: (empty)             with the fault `pause`: the effect waits while this file is there
 //! ```
 
 use std::fmt;
@@ -158,6 +160,7 @@ mod armed {
     struct Counted {
         plan: String,
         effects: u64,
+        of_kind: u64,
     }
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +170,7 @@ mod armed {
         KillAfter,
         Fail,
         Lose,
+        Pause,
     }
 
     impl Fault {
@@ -177,6 +181,7 @@ mod armed {
                 "kill-after" => Self::KillAfter,
                 "fail" => Self::Fail,
                 "lose" => Self::Lose,
+                "pause" => Self::Pause,
                 _ => return None,
             })
         }
@@ -194,13 +199,17 @@ mod armed {
             return Ok(Passage { number: None, what: String::new(), fault: None });
         };
         let what = what();
-        let Some((number, fault)) = gate.count() else {
+        let Some((number, fault)) = gate.count(kind) else {
             return Ok(Passage { number: None, what, fault: None });
         };
         gate.log(&format!("{number} {kind} {}", what.replace('\n', " ")));
         match fault {
             Some(Fault::KillBefore) => die(),
             Some(Fault::Fail) => Err(Injected { what, lost: false }),
+            Some(Fault::Pause) => {
+                gate.wait();
+                Ok(Passage { number: Some(number), what, fault: None })
+            }
             fault => Ok(Passage { number: Some(number), what, fault }),
         }
     }
@@ -226,17 +235,31 @@ mod armed {
 
     impl Gate {
         /// The effect's number and what happens to it; nothing without a plan.
-        fn count(&self) -> Option<(u64, Option<Fault>)> {
+        fn count(&self, kind: Kind) -> Option<(u64, Option<Fault>)> {
             let plan = fs::read_to_string(self.directory.join("plan")).ok()?;
             let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
             if counted.plan != plan {
-                *counted = Counted { plan, effects: 0 };
+                *counted = Counted { plan, ..Counted::default() };
             }
             counted.effects += 1;
-            let mut words = counted.plan.split_whitespace();
+            let plan = counted.plan.clone();
+            let mut words = plan.split_whitespace();
             let fault = words.next().and_then(Fault::parse);
-            let planned = words.next().and_then(|word| word.parse().ok());
-            Some((counted.effects, fault.filter(|_| planned == Some(counted.effects))))
+            let planned: Option<u64> = words.next().and_then(|word| word.parse().ok());
+            if words.nth(1).is_some_and(|wanted| wanted != kind.to_string()) {
+                return Some((counted.effects, None));
+            }
+            counted.of_kind += 1;
+            Some((counted.effects, fault.filter(|_| planned == Some(counted.of_kind))))
+        }
+
+        /// A test does something to this host, and then takes the file away.
+        fn wait(&self) {
+            let paused = self.directory.join("paused");
+            let _ = fs::write(&paused, "");
+            while paused.exists() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
         }
 
         fn log(&self, line: &str) {

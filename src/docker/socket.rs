@@ -33,6 +33,11 @@ pub enum SocketError {
          another --socket"
     )]
     Live(PathBuf),
+    #[error(
+        "{path} is no place for the plugin socket, which makes root of whoever answers on it: \
+         {why}; choose a directory of root's, as /run/docker/plugins"
+    )]
+    OpenToOthers { path: PathBuf, why: String },
     #[error("another process is just making its socket in {0}: is the plugin started twice?")]
     Contended(PathBuf),
     #[error("{0} is there and is not a socket: it is left alone, move it away")]
@@ -135,6 +140,7 @@ pub fn bind(path: &Path, group: Option<&str>) -> Result<(UnixListener, SocketFil
         .map_err(make("creating its directory"))?;
     // Two starting at once would both find a stale socket and replace each other's.
     let lock = File::open(directory).map_err(make("opening its directory"))?;
+    refuse_what_others_own(directory, &lock.metadata().map_err(make("looking at its directory"))?)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -204,6 +210,21 @@ fn look_up_group(group: &str) -> Result<Gid, SocketError> {
         .map(|found| found.gid)
         .or_else(by_number)
         .ok_or_else(|| SocketError::UnknownGroup(group.to_owned()))
+}
+
+/// Who can rename things in the directory can put a socket of their own in place of ours, and lead
+/// what we do to ours elsewhere.
+fn refuse_what_others_own(path: &Path, directory: &Metadata) -> Result<(), SocketError> {
+    let (owner, mode) = (directory.uid(), directory.mode());
+    let ours = [0, nix::unistd::geteuid().as_raw()];
+    let why = if !ours.contains(&owner) {
+        format!("the user {owner} owns it")
+    } else if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        format!("everybody may rename things in it (mode {:04o})", mode & 0o7777)
+    } else {
+        return Ok(());
+    };
+    Err(SocketError::OpenToOthers { path: path.to_owned(), why })
 }
 
 /// Succeeds when nothing is at `path`, or a socket that nobody listens on.
@@ -335,6 +356,46 @@ mod tests {
         let _owner = UnixDatagram::bind(&other).unwrap();
         assert!(matches!(bind(&other, None), Err(SocketError::Live(_))));
         assert!(matches!(bind(Path::new("/"), None), Err(SocketError::BadPath(_))));
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_others_rule_is_refused_and_left() {
+        let (directory, path) = place();
+        let may = |mode| fs::set_permissions(&directory, Permissions::from_mode(mode)).unwrap();
+        may(0o777);
+        assert!(matches!(bind(&path, None), Err(SocketError::OpenToOthers { .. })));
+        // As /tmp: others can put things there, but not move ours.
+        may(0o1777);
+        drop(bind(&path, None).unwrap());
+        fs::remove_file(&path).unwrap();
+        may(0o755);
+        drop(bind(&path, None).unwrap());
+        fs::remove_file(&path).unwrap();
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        std::os::unix::fs::chown(&directory, Some(1234), None).unwrap();
+        let error = bind(&path, None).unwrap_err();
+        assert!(error.to_string().contains("the user 1234 owns it"), "{error}");
+        assert_eq!(names_beside(&path), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn what_others_planted_where_the_socket_is_made_is_not_followed() {
+        let (directory, path) = place();
+        let victim = tempfile::tempdir().unwrap();
+        fs::write(victim.path().join("s"), "precious").unwrap();
+        fs::set_permissions(victim.path().join("s"), Permissions::from_mode(0o600)).unwrap();
+        let private = directory.path().join(".cinder.sock.new");
+        std::os::unix::fs::symlink(victim.path(), &private).unwrap();
+        drop(bind(&path, None).unwrap());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&private).unwrap();
+        std::os::unix::fs::symlink(victim.path().join("s"), private.join("s")).unwrap();
+        drop(bind(&path, None).unwrap());
+        assert_eq!(fs::read(victim.path().join("s")).unwrap(), b"precious");
+        assert_eq!(mode(&victim.path().join("s")), 0o600);
+        assert_eq!(names_beside(&path), ["cinder.sock"]);
     }
 
     #[tokio::test]

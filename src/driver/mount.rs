@@ -79,7 +79,9 @@ impl Driver {
             .await;
         if let Err(error) = counted {
             // Mounted, but the reference could not be kept: nobody may believe in it.
-            self.set_idle(entry.volume_id, entry.users() == 0);
+            if entry.users() == 0 {
+                self.let_go_again(entry.volume_id);
+            }
             return Err(error.into());
         }
         self.set_idle(entry.volume_id, false);

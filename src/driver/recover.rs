@@ -71,6 +71,7 @@ impl Driver {
             tokio::select! {
                 () = sleep => {}
                 () = self.work.notified() => {}
+                () = self.journal.fell_behind() => {}
                 Some(ended) = running.join_next() => match ended {
                     Ok((id, done)) => {
                         busy.remove(&id);

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Driver, DriverError, VolumeName, metadata};
 use crate::docker::Caller;
+use crate::error_chain::Chain;
 use crate::openstack::{Volume, VolumeStatus};
 
 /// A volume that is `deleting` for this long is left to Cinder: it finishes alone.
@@ -27,7 +28,10 @@ impl Driver {
         }
         let volume = match self.find_known(&name).await {
             Ok(volume) => volume,
-            Err(DriverError::NotFound(gone)) => return self.forget_name(&gone).await,
+            Err(DriverError::NotFound(gone)) => {
+                note_unforgotten(&name, self.forget_name(&gone).await);
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let _guard = self.volumes.lock_for(&volume.id, caller, name.as_str()).await?;
@@ -43,7 +47,7 @@ impl Driver {
             }
             Err(error) => return Err(error.into()),
         }
-        self.journal.forget(volume.id).await?;
+        note_unforgotten(&name, self.journal.forget(volume.id).await.map_err(DriverError::from));
         Ok(())
     }
 
@@ -122,6 +126,14 @@ impl Driver {
             }
             sleep(POLL).await;
         }
+    }
+}
+
+/// The volume is gone, whatever the disk says: an entry that stays holds nothing, and goes once its
+/// name is asked for again.
+fn note_unforgotten(name: &VolumeName, forgotten: Result<(), DriverError>) {
+    if let Err(error) = forgotten {
+        tracing::warn!(volume = name.as_str(), "it stays in the journal: {}", Chain(&error));
     }
 }
 

@@ -20,19 +20,42 @@ impl Driver {
         self.adopt(&name).await;
         let Some(entry) = self.journal.by_name(name.as_str()) else { return Ok(()) };
         let volume_id = entry.volume_id;
-        let _guard = self.volumes.lock_for(&volume_id, caller, name.as_str()).await?;
-        let engine = caller.engine;
-        let entry = self
-            .journal
-            .update_regardless(volume_id, |entry| {
-                references::take(&mut entry.references, id, engine);
-            })
-            .await?;
+        // Counted down before anything is waited for: should we die, or give up waiting, Docker
+        // does not ask again.
+        let counted_down = self.count_down(caller, volume_id, id).await?;
+        let _guard = match self.volumes.lock_for(&volume_id, caller, name.as_str()).await {
+            Ok(guard) => guard,
+            Err(busy) => {
+                self.let_go_again(volume_id);
+                return Err(busy);
+            }
+        };
+        if !counted_down {
+            // The Mount that it belongs to may have held the lock.
+            self.count_down(caller, volume_id, id).await?;
+        }
+        let Some(entry) = self.journal.get(volume_id)? else { return Ok(()) };
         let entry = self.settle_references(&entry).await?;
         if entry.users() > 0 || !entry.has_liabilities() {
             return Ok(());
         }
         self.let_go_of_unused(volume_id).await
+    }
+
+    /// One reference less for this id. Whether there was one.
+    async fn count_down(
+        &self,
+        caller: &Caller,
+        volume_id: Uuid,
+        id: &str,
+    ) -> Result<bool, DriverError> {
+        let mut taken = false;
+        self.journal
+            .update_regardless(volume_id, |entry| {
+                taken = references::take(&mut entry.references, id, caller.engine);
+            })
+            .await?;
+        Ok(taken)
     }
 
     /// Lets go of a volume without references. Docker shows a failed Unmount to nobody and does
@@ -60,7 +83,8 @@ impl Driver {
     }
 
     /// Drops the references that nobody backs: those of an engine that is gone, unless another
-    /// mount namespace still holds the filesystem; and all of an earlier boot.
+    /// mount namespace still holds the filesystem; all of a mount that is gone (an Unmount that a
+    /// full disk kept out of the journal); and all of an earlier boot.
     pub(super) async fn settle_references(
         &self,
         entry: &Arc<Entry>,
@@ -69,17 +93,21 @@ impl Driver {
         if !self.is_of_this_boot(entry) && !entry.references.is_empty() {
             return Ok(self.journal.update_regardless(id, |e| e.references.clear()).await?);
         }
+        let gone = !entry.references.is_empty() && !self.is_mounted(entry)?;
         let orphans = references::any_orphans(&entry.references, |engine| self.lives(engine));
         let held = match &entry.mount {
-            Some(record) if orphans => !self.holders(record).await.is_empty(),
+            Some(record) if orphans || gone => !self.holders(record).await.is_empty(),
             _ => false,
         };
-        if !orphans || held {
+        if held || !(orphans || gone) {
             return Ok(Arc::clone(entry));
         }
         let settled = self
             .journal
             .update_regardless(id, |entry| {
+                if gone {
+                    entry.references.clear();
+                }
                 references::drop_orphans(&mut entry.references, |engine| self.lives(engine));
             })
             .await?;

@@ -46,6 +46,9 @@ const TOOLS: &[(&str, &str)] = &[
 const OUTPUT_LIMIT: usize = 64 * 1024;
 /// How much of it an error quotes, in bytes.
 const QUOTE_LIMIT: usize = 1024;
+/// How long what a tool has printed is waited for once it has ended. A process that it left behind
+/// (a helper, a daemon) may keep its streams open for ever.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a killed process gets to end. One that hangs in the kernel is left behind.
 const KILL_GRACE: Duration = Duration::from_secs(2);
 
@@ -225,11 +228,19 @@ impl Exec {
             .map_err(|source| not_started(cmd, source))?;
         passage.midway();
         let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let (out, err) = (child.stdout.take(), child.stderr.take());
         let run = async {
-            let (stdout, stderr, status) =
-                tokio::join!(read_limited(stdout), read_limited(stderr), child.wait());
-            status.map(|status| (status, stdout, stderr))
+            let mut streams = std::pin::pin!(async {
+                tokio::join!(read_limited(out, &mut stdout), read_limited(err, &mut stderr))
+            });
+            tokio::select! {
+                status = child.wait() => {
+                    let _ = tokio::time::timeout(LAST_WORDS, streams).await;
+                    status
+                }
+                _ = &mut streams => child.wait().await,
+            }
         };
         let Ok(ended) = tokio::time::timeout(cmd.timeout, run).await else {
             if let Some(group) = group {
@@ -242,7 +253,7 @@ impl Exec {
                 seconds: cmd.timeout.as_secs(),
             });
         };
-        let (status, stdout, stderr) = ended.map_err(|source| not_started(cmd, source))?;
+        let status = ended.map_err(|source| not_started(cmd, source))?;
         passage.leave().map_err(|_| ExecError::Failed {
             cmd: cmd.to_string(),
             status: "signal 9".to_owned(),
@@ -311,15 +322,13 @@ fn describe(status: std::process::ExitStatus) -> String {
 }
 
 /// Reads to the end, so that the tool never blocks on a full pipe, and keeps the first part.
-async fn read_limited(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let Some(mut stream) = stream else { return kept };
+async fn read_limited(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut stream) = stream else { return };
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
         let room = OUTPUT_LIMIT - kept.len();
         kept.extend_from_slice(&buffer[..count.min(room)]);
     }
-    kept
 }
 
 #[cfg(test)]
@@ -350,6 +359,13 @@ mod tests {
         let (_dir, exec) = with_tool("sleep 47 & wait");
         let error = exec.run(&Cmd::new("mount", Duration::from_millis(200))).await.unwrap_err();
         assert!(matches!(error, ExecError::Timeout { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_a_tool_leaves_behind_is_not_waited_for() {
+        let (_dir, exec) = with_tool("echo done; setsid sleep 20 & exit 3");
+        let output = exec.output(&Cmd::new("mount", Duration::from_secs(15))).await.unwrap();
+        assert_eq!((output.code, output.stdout.as_str()), (Some(3), "done\n"));
     }
 
     #[tokio::test]

@@ -16,9 +16,13 @@
 mod bench;
 mod bypass;
 mod cloud;
+mod devices;
+mod disk;
 mod effects;
+mod host;
 mod model;
 mod outage;
+mod planted;
 mod slow;
 mod soak;
 #[path = "../support/mod.rs"]

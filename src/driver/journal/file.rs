@@ -1,7 +1,7 @@
 //! Small JSON files that survive a power cut.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -104,13 +104,32 @@ pub fn read_all<T: DeserializeOwned>(
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "json") {
-            let value = std::fs::read(&path)
+            let value = read_plain(&path)
                 .map_err(|error| error.to_string())
                 .and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
             found.push((path, value));
         }
     }
     Ok(found)
+}
+
+/// Reads a file, never through a symbolic link; a pipe or a device in its place is not waited for.
+fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => return Err(not_plain()),
+        opened => opened?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(not_plain());
+    }
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn not_plain() -> io::Error {
+    io::Error::other("it is no plain file")
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use entry::{
@@ -68,6 +69,7 @@ pub struct Journal {
     unusable: HashMap<Uuid, (PathBuf, String)>,
     creations: Mutex<HashMap<Uuid, Creation>>,
     behind: Mutex<HashSet<Uuid>>,
+    fell_behind: Notify,
     writing: Locks<Uuid>,
     _lock: Flock<std::fs::File>,
 }
@@ -112,6 +114,7 @@ impl Journal {
             unusable,
             creations: Mutex::new(creations),
             behind: Mutex::default(),
+            fell_behind: Notify::new(),
             writing: Locks::default(),
             _lock: lock,
         })
@@ -195,6 +198,7 @@ impl Journal {
             Err(error) => {
                 tracing::error!(volume_id = %id, %error, "the journal could not be written");
                 behind.insert(id);
+                self.fell_behind.notify_one();
             }
         }
     }
@@ -202,6 +206,11 @@ impl Journal {
     /// The volumes whose files are behind, because the disk refused.
     pub fn behind(&self) -> Vec<Uuid> {
         self.lock_behind().iter().copied().collect()
+    }
+
+    /// Waits until the disk refuses something that has to be written later.
+    pub async fn fell_behind(&self) {
+        self.fell_behind.notified().await;
     }
 
     /// Writes what the disk has refused so far.

@@ -153,18 +153,34 @@ async fn mount_verified(
         {
             Ok(entry)
         }
-        other => Err(HostError::Refused {
-            what: format!(
-                "mount reported success, but at {} there is {} and not {} of {}",
-                at.display(),
-                other.map_or("nothing".to_owned(), |entry| format!(
-                    "{} of {} ({})",
-                    entry.fs_type, entry.source, entry.super_options
-                )),
-                fs.mount_type,
-                device.path.display()
-            ),
-        }),
+        other => {
+            unmount_strayed(exec, paths, device, at).await;
+            Err(HostError::Refused {
+                what: format!(
+                    "mount reported success, but at {} there is {} and not {} of {}",
+                    at.display(),
+                    other.map_or("nothing".to_owned(), |entry| format!(
+                        "{} of {} ({})",
+                        entry.fs_type, entry.source, entry.super_options
+                    )),
+                    fs.mount_type,
+                    device.path.display()
+                ),
+            })
+        }
+    }
+}
+
+/// The device was mounted nowhere before: where mount(8) was led, by a link that somebody put in
+/// place of the directory, it is not left.
+async fn unmount_strayed(exec: &Exec, paths: &Paths, device: &Device, at: &Path) {
+    let strayed = mounts(paths).unwrap_or_default().into_iter().find(|entry| {
+        entry.block_device() == Some(device.number) && entry.mount_point != at
+    });
+    let Some(entry) = strayed else { return };
+    let cmd = Cmd::new("umount", UNMOUNT_LIMIT).arg("--no-canonicalize").arg(entry.mount_point);
+    if let Err(error) = exec.run(&cmd).await {
+        tracing::warn!(path = %at.display(), %error, "a mount went elsewhere and stays there");
     }
 }
 
