@@ -955,3 +955,95 @@ async fn a_next_page_on_another_host_never_gets_the_token() {
     assert!(toy.requests() >= 5, "both pages were read, twice");
     assert_eq!(stranger.requests(), 0);
 }
+
+/// The most memory that the daemon has had so far, in MB.
+fn most_memory(node: &Node) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// A Cinder of one list: `page` gets the number of the page and says what is in it, and whether
+/// there is another.
+async fn listing_cinder(page: impl Fn(usize) -> (String, bool) + Send + Sync + 'static) -> Toy {
+    let own = Arc::new(std::sync::OnceLock::<String>::new());
+    let known = Arc::clone(&own);
+    let toy = Toy::start(Arc::new(move |request: &str| {
+        let address = known.get().map_or("", String::as_str);
+        if request.starts_with("POST /v3/auth/tokens ") {
+            let body = token_body(&json!({}), address).to_string();
+            return http_answer(201, "X-Subject-Token: sandbox-token\r\n", &body);
+        }
+        let marker = request.split_once("marker=").map_or("0", |(_, rest)| rest);
+        let digits = marker.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+        let number: usize = digits.parse().unwrap();
+        let (volumes, more) = page(number);
+        let links = if more {
+            format!(
+                r#", "volumes_links": [{{"rel": "next", "href":
+                   "http://{address}/v3/p/volumes/detail?marker={}"}}]"#,
+                number + 1
+            )
+        } else {
+            String::new()
+        };
+        http_answer(200, "", &format!(r#"{{"volumes": [{volumes}]{links}}}"#))
+    }))
+    .await;
+    own.set(toy.address.clone()).unwrap();
+    toy
+}
+
+fn volume_text(name: &str) -> String {
+    format!(
+        r#"{{"id": "{}", "name": "{name}", "status": "available", "size": 1,
+           "metadata": {{"docker.format": "unformatted"}}, "attachments": [],
+           "bootable": "false", "encrypted": false, "multiattach": false,
+           "description": "Docker volume.", "created_at": "2026-01-01T00:00:00.000000"}}"#,
+        uuid::Uuid::new_v4()
+    )
+}
+
+/// Most that a daemon in a debug build may take for all that, in MB.
+const MEMORY_LIMIT: u64 = 128;
+
+#[tokio::test]
+async fn a_list_of_a_hundred_thousand_volumes_is_read_page_by_page() {
+    let toy = listing_cinder(|number| {
+        let volumes: Vec<_> =
+            (0..1000).map(|n| volume_text(&format!("v-{number}-{n}"))).collect();
+        (volumes.join(","), number < 99)
+    })
+    .await;
+    let node = node_of(&toy).await;
+    let before = most_memory(&node);
+    assert_eq!(node.list().await.unwrap().len(), 100_000);
+    let error = node.get("no-such-volume").await.unwrap_err();
+    assert!(error.contains("no volume"), "{error}");
+    assert!(node.get("v-99-999").await.is_ok(), "on the last page");
+    let after = most_memory(&node);
+    println!("100,000 volumes: {before} MB before, {after} MB at most");
+    assert!(after < MEMORY_LIMIT, "{after} MB");
+}
+
+#[tokio::test]
+async fn an_answer_of_a_hundred_megabytes_is_cut_off() {
+    // One volume that is a long story, and very many that are short ones.
+    let long = "x".repeat(100 << 20);
+    let many = vec![volume_text("v"); 250_000].join(",");
+    for (what, volumes) in [("long", volume_text("v").replace("Docker volume.", &long)), ("many", many)] {
+        let toy = listing_cinder(move |_| (volumes.clone(), false)).await;
+        let node = node_of(&toy).await;
+        let before = most_memory(&node);
+        let listed = node.try_call("/VolumeDriver.List", "{}").await;
+        assert!(listed.is_err(), "{what}: a part must not look like the whole");
+        for call in ["Get", "Create"] {
+            let error = node.call(call, json!({ "Name": "v" })).await.unwrap_err();
+            assert_eq!(fault_of(&error, "larger than"), None, "{what}: {error}");
+        }
+        let after = most_memory(&node);
+        println!("{what}: {before} MB before, {after} MB at most");
+        assert!(after < MEMORY_LIMIT, "{what}: {after} MB");
+        node.try_call("/Plugin.Activate", "").await.unwrap();
+    }
+}

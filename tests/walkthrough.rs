@@ -15,7 +15,8 @@ mod engine;
 #[path = "support/transcript.rs"]
 mod transcript;
 
-use engine::Machine;
+use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
+use engine::{Machine, OTHER_ENGINE};
 use serde_json::json;
 use support::Cloud;
 
@@ -143,5 +144,195 @@ async fn a_crash_of_the_engine_leaves_nothing_behind() {
     // The last container of the other one takes the volume away, whatever was counted before.
     machine.sh("docker rm -f lasting").await;
     cloud.until("lasting", "available").await;
+    machine.clear().await;
+}
+
+/// A container that writes without end, and what it has written.
+const WRITER: &str = "docker run -d --name web -v web:/data --volume-driver=cinder ubuntu \
+                      sh -c 'while echo line >>/data/log; do sleep 0.05; done'";
+const LINES: &str = "docker exec web sh -c 'wc -l </data/log'";
+
+/// Waits until the container has written more.
+async fn until_written(machine: &Machine) {
+    let before = machine.sh(LINES).await;
+    machine.until(&format!("test $({LINES}) -gt {before}")).await;
+}
+
+#[tokio::test]
+async fn a_container_that_is_removed_in_the_middle_of_its_mount_leaves_nothing() {
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
+    for (step, removal) in [
+        ("attachment-create", "docker rm -f web"),
+        ("attachment-update", "docker rm -f web"),
+        ("attachment-complete", "docker kill web; docker rm -f web"),
+    ] {
+        machine.sh("docker create --name web -v web:/data --volume-driver=cinder ubuntu sleep 99").await;
+        cloud.forget_calls();
+        cloud.fail_once(step, Action::Delay(2500));
+        machine.sh("{ docker start web; echo >$DIR/started; } >/dev/null 2>&1 &").await;
+        while !cloud.calls().iter().any(|call| call == step) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        machine.run(removal).await;
+        machine.until("rm $DIR/started").await;
+        machine.run("docker rm -f web").await;
+        cloud.until("web", "available").await;
+        machine.clear().await;
+        machine.sh("docker run --rm -v web:/data ubuntu touch /data/usable").await;
+        machine.sh("docker volume rm web").await;
+        cloud.clear_faults();
+    }
+    assert_eq!(cloud.volumes().await.len(), 0);
+}
+
+#[tokio::test]
+async fn hundreds_of_volumes_are_still_known_after_each_start_of_an_engine() {
+    const COUNT: usize = 300;
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
+    cloud.sandbox.fill(COUNT as u64, "many");
+    machine
+        .sh(&format!(
+            "seq 0 {} | xargs -P 4 -I N curl -sSf -o /dev/null --unix-socket /run/docker.sock \
+             -H 'Content-Type: application/json' -d '{{\"Name\":\"manyN\",\"Driver\":\"cinder\"}}' \
+             http://docker/volumes/create",
+            COUNT - 1
+        ))
+        .await;
+    let known = "docker volume ls --quiet --filter driver=cinder | grep -c ^many";
+    assert_eq!(machine.sh(known).await, COUNT.to_string());
+    // Cinder may be down, and that forgets nothing either.
+    for is_down in [false, true] {
+        if is_down {
+            let refusal = Action::Answer(Canned::status(503));
+            cloud.fail(Rule::on("*", refusal).forever());
+        }
+        machine.stop("dockerd").await;
+        cloud.forget_calls();
+        let answered = machine.log("plugin").matches("operation{op=Get").count();
+        let begun = std::time::Instant::now();
+        machine.start_engine().await.unwrap();
+        let took = begun.elapsed();
+        cloud.clear_faults();
+        let calls = cloud.calls().len();
+        let gets = machine.log("plugin").matches("operation{op=Get").count() - answered;
+        println!(
+            "{COUNT} volumes, Cinder {}: the engine started in {took:.1?}; {gets} lines about \
+             Gets, {calls} calls to the cloud",
+            if is_down { "down" } else { "up" }
+        );
+        assert!(calls <= 4 * COUNT + 10, "{calls} calls");
+        assert_eq!(machine.sh(known).await, COUNT.to_string());
+        machine.sh("docker volume inspect many0 many299").await;
+    }
+}
+
+#[tokio::test]
+async fn with_live_restore_containers_outlive_a_crash_of_engine_and_plugin() {
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
+    let live = json!({ "live-restore": true });
+    machine.stop("dockerd").await;
+    machine.start_engine_with(live.clone()).await.unwrap();
+    machine.sh(WRITER).await;
+    until_written(&machine).await;
+    let log = machine.mount_point().join("web/volume_content/log");
+    let size = async || machine.sh(&format!("stat -c %s {}", log.display())).await;
+    for plugin_dies in [false, true] {
+        machine.kill("dockerd").await;
+        if plugin_dies {
+            machine.kill("plugin").await;
+        }
+        let before = size().await;
+        machine.until(&format!("test $(stat -c %s {}) -gt {before}", log.display())).await;
+        if plugin_dies {
+            machine.start_plugin().await;
+        }
+        machine.start_engine_with(live.clone()).await.unwrap();
+        until_written(&machine).await;
+        assert_eq!(cloud.status("web").await, "in-use");
+        // Another container comes and goes, and takes nothing away.
+        machine.sh("docker run --rm -v web:/data ubuntu test -s /data/log").await;
+        until_written(&machine).await;
+        let refused = machine.run("docker volume rm web").await;
+        assert!(!refused.status.success(), "it is used");
+    }
+    machine.sh("docker kill web").await;
+    cloud.until("web", "available").await;
+    machine.sh("docker rm web; docker run --rm -v web:/data ubuntu test -s /data/log").await;
+    machine.clear().await;
+}
+
+#[tokio::test]
+async fn two_engines_with_one_plugin_do_not_take_a_volume_from_each_other() {
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
+    machine.start_other_engine().await;
+    machine.sh(WRITER).await;
+    let other = format!("docker --host {OTHER_ENGINE}");
+    let reader = format!("{other} run -d --name web --network none -v web:/data \
+                          --volume-driver=cinder ubuntu sleep 1000");
+    // At once, too: this one is new to both.
+    let run = "run --rm --network none -v new:/data --volume-driver=cinder ubuntu touch /data";
+    let (here, there) = (format!("docker {run}/one"), format!("{other} {run}/two"));
+    let (first, second) = tokio::join!(machine.run(&here), machine.run(&there));
+    for output in [first, second] {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let both = machine.sh("docker run --rm -v new:/data ubuntu ls /data").await;
+    assert_eq!(both.split_whitespace().collect::<Vec<_>>(), ["one", "two"]);
+    assert_eq!(cloud.volumes().await.len(), 2);
+    // The first to go takes nothing from the other.
+    machine.sh(&reader).await;
+    assert_eq!(machine.users("web").await, 2);
+    machine.sh(&format!("{other} rm -f web")).await;
+    until_written(&machine).await;
+    assert_eq!(cloud.status("web").await, "in-use");
+    machine.sh(&reader).await;
+    machine.sh("docker rm -f web").await;
+    machine.sh(&format!("{other} exec web test -s /data/log")).await;
+    assert_eq!(cloud.status("web").await, "in-use");
+    let refused = machine.run("docker volume rm web").await;
+    assert!(!refused.status.success(), "the other engine uses it");
+    machine.sh(&format!("{other} rm -f web")).await;
+    cloud.until("web", "available").await;
+    machine.clear().await;
+}
+
+#[tokio::test]
+async fn a_restart_of_the_plugin_in_the_middle_of_a_docker_cp_takes_nothing_away() {
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
+    machine.sh(WRITER).await;
+    machine.sh("docker exec web sh -c 'head -c 30000000 /dev/zero >/data/large'").await;
+    for (round, crash) in [true, false].into_iter().enumerate() {
+        machine
+            .sh(&format!(
+                "{{ docker cp web:/data/large - | {{ head -c 1000 >/dev/null; \
+                 until test -e $DIR/go-{round}; do sleep 0.05; done; cat; }} | wc -c \
+                 >$DIR/copied-{round}; }} >/dev/null 2>&1 &"
+            ))
+            .await;
+        while machine.users("web").await != 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        if crash {
+            machine.kill("plugin").await;
+        } else {
+            machine.stop("plugin").await;
+        }
+        machine.start_plugin().await;
+        assert_eq!(machine.users("web").await, 2, "both are still there");
+        machine.sh(&format!("touch $DIR/go-{round}")).await;
+        machine.until(&format!("test \"$(cat $DIR/copied-{round})\" -gt 29000000")).await;
+        while machine.users("web").await != 1 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        until_written(&machine).await;
+        assert_eq!(cloud.status("web").await, "in-use");
+    }
+    machine.sh("docker rm -f web").await;
+    cloud.until("web", "available").await;
     machine.clear().await;
 }

@@ -151,3 +151,58 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::driver::journal::Reference;
+    use crate::host::Paths;
+    use crate::openstack::Cloud;
+
+    /// A driver whose cloud is not asked, with a volume that a living engine uses.
+    fn driver_with(id: Uuid, engine: Engine) -> (tempfile::TempDir, Driver) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "Endpoint": "http://127.0.0.1:9/v3", "Username": "u", "Password": "p", "TenantID": "t",
+            "MountPoint": dir.path().join("mount"), "StateDir": dir.path().join("state") });
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        let (settings, _) = crate::config::load(&path, &|_| None).unwrap();
+        let mut entry = Entry::new(id);
+        entry.names.insert("v".into());
+        entry.references =
+            vec![Reference { id: "c".into(), engine: Some(engine), count: 1, untold: 0 }];
+        let volumes = dir.path().join("state/volumes");
+        std::fs::create_dir_all(&volumes).unwrap();
+        let text = serde_json::to_string(&entry).unwrap();
+        std::fs::write(volumes.join(format!("{id}.json")), text).unwrap();
+        let cloud = Cloud::new(&settings.cloud).unwrap();
+        let driver = Driver::new(settings.driver, &settings.host, cloud, Paths::default()).unwrap();
+        (dir, driver)
+    }
+
+    #[tokio::test]
+    async fn an_unmount_that_gave_up_waiting_for_its_volume_is_not_forgotten() {
+        let engine = Engine { pid: 1, start_time: 1 };
+        let id = Uuid::new_v4();
+        let (_dir, driver) = driver_with(id, engine);
+        // A Mount that waits for a dead target, say.
+        let busy = driver.volumes.lock(&id).await;
+        let caller = Caller {
+            engine: Some(engine),
+            deadline: Instant::now(),
+            gone: CancellationToken::new(),
+        };
+        let error = driver.unmount_volume(&caller, "v", "c").await.unwrap_err();
+        assert!(matches!(error, DriverError::NotYet(_)), "{error}");
+        // Docker does not ask again; and a daemon that dies now begins with what is in the file.
+        let written = std::fs::read(driver.journal.directory().join(format!("volumes/{id}.json")));
+        let written: Entry = serde_json::from_slice(&written.unwrap()).unwrap();
+        assert_eq!(written.references, []);
+        assert!(driver.idle_until(id) <= Instant::now() + crate::driver::FIRST_RETRY);
+        drop(busy);
+    }
+}

@@ -28,7 +28,7 @@ impl Disk {
         let lock = std::env::temp_dir().join("loop-devices-of-tests.lock");
         let node = sh(&format!(
             "set -e; file={0}; {{ {make}; }} >/dev/null 2>&1; \
-             node=$(flock {1} losetup -f --show {options} $file); {worsen}; echo $node",
+             node=$(flock {1} losetup -f --show {options} $file)\n{worsen}\necho $node",
             file.display(),
             lock.display()
         ));

@@ -83,45 +83,39 @@ async fn act(host: &Host, call: Call, name: &str) -> Result<(), String> {
     }
 }
 
-/// One case; what was being written, and how it ended.
+/// One case: how it was answered; `None` when the operation had fewer writes this time.
 async fn case(
     host: &mut Host,
     disk: &SmallDisk,
     call: Call,
     trouble: Trouble,
     nth: usize,
-) -> (String, &'static str) {
-    let name = format!("{call:?}-{trouble:?}-{nth}").to_lowercase();
+) -> Option<&'static str> {
+    let name = name_of(call, trouble, nth);
     prepare(host, call, &name).await;
     let (answer, met) =
         host.with_mischief(nth, "journal", act(host, call, &name), |_| trouble.begin(disk)).await;
-    if met.is_none() {
-        // A write less than at the time of the count: nothing to see.
-        return (String::new(), "not met");
-    }
+    met?;
     if trouble == Trouble::FullThenKilled {
         host.node.kill();
         host.node.run().await;
     }
-    let outcome = match &answer {
-        Ok(()) => "succeeded",
-        Err(error) => {
-            assert!(error.contains(trouble.reason()) && error.contains(&name), "{error}");
-            assert!(!matches!(call, Call::Unmount | Call::Remove), "letting go goes on: {error}");
-            "refused"
-        }
-    };
+    if let Err(error) = &answer {
+        assert!(error.contains(trouble.reason()) && error.contains(&name), "{error}");
+        assert!(!matches!(call, Call::Unmount | Call::Remove), "letting go goes on: {error}");
+    }
     // What is true while the disk still refuses.
-    let is_mounted = !host.node.mounts().is_empty();
+    let here = host.node.mount_point().join(&name).display().to_string();
+    let is_mounted = host.node.mounts().contains(&here);
     match (call, &answer) {
         (Call::Unmount | Call::Remove, _) => assert!(!is_mounted),
-        // Undone; only its reference could not be kept: that takes a moment longer.
+        // Undone; if only its reference could not be kept, that takes a moment longer.
         (Call::MountFresh | Call::MountFormatted, Err(_)) => host.until_unmounted(&name).await,
         (Call::Create, _) => {}
         _ => assert!(is_mounted),
     }
     trouble.end(disk);
-    // The engine goes on; where the daemon died, as it would with the state that it was told.
+    // The engine goes on with what it was told.
     match (call, &answer) {
         (Call::Create, _) => host.node.create(&name, json!({})).await.unwrap(),
         (Call::MountFresh | Call::MountFormatted, Ok(())) => {
@@ -131,23 +125,16 @@ async fn case(
             if answer.is_ok() {
                 host.node.unmount(&name, "d").await.unwrap();
             }
-            let here = host.node.mount_point().join(&name).display().to_string();
-            assert_eq!(host.node.mounts(), [here], "the first container still has it");
+            assert!(host.node.mounts().contains(&here), "the first container still has it");
             host.node.unmount(&name, "c").await.unwrap();
         }
         _ => {}
     }
-    if call == Call::Remove {
-        assert!(host.node.get(&name).await.is_err(), "it is removed");
-    } else {
-        let has_bytes = !matches!(call, Call::Create | Call::MountFresh);
-        host.assert_sound(&name, has_bytes).await;
-        host.node.remove(&name).await.unwrap();
-    }
-    host.assert_clean().await;
-    let left = host.cloud.volumes().await;
-    assert!(left.is_empty(), "one volume was made, and is gone: {left:?}\n{}", host.node.log());
-    (met.unwrap_or_default(), outcome)
+    Some(if answer.is_ok() { "succeeded" } else { "refused" })
+}
+
+fn name_of(call: Call, trouble: Trouble, nth: usize) -> String {
+    format!("{call:?}-{trouble:?}-{nth}").to_lowercase()
 }
 
 async fn every_write_of(call: Call) {
@@ -163,18 +150,35 @@ async fn every_write_of(call: Call) {
     let writes = effects.iter().filter(|what| what.starts_with("journal")).count();
     assert!(writes > 0, "{effects:?}");
     let mut table = BTreeMap::<_, usize>::new();
+    let mut met = Vec::new();
     for trouble in [Trouble::Full, Trouble::FullThenKilled, Trouble::ReadOnly] {
         for nth in 1..=writes {
-            let (_, outcome) = case(&mut host, &disk, call, trouble, nth).await;
-            *table.entry((format!("{trouble:?}"), outcome)).or_default() += 1;
+            if let Some(outcome) = case(&mut host, &disk, call, trouble, nth).await {
+                *table.entry((format!("{trouble:?}"), outcome)).or_default() += 1;
+                met.push(name_of(call, trouble, nth));
+            }
         }
     }
-    let cases: usize = table.values().sum();
-    println!("\n{call:?}: {cases} cases at {writes} journal writes");
+    // What the disk refused is made good in the background, of all of them at once.
+    for name in &met {
+        if call == Call::Remove {
+            assert!(host.node.get(name).await.is_err(), "it is removed");
+            continue;
+        }
+        let has_bytes = !matches!(call, Call::Create | Call::MountFresh);
+        host.assert_sound(name, has_bytes).await;
+        host.node.remove(name).await.unwrap();
+    }
+    host.assert_clean().await;
+    let left = host.cloud.volumes().await;
+    let left: Vec<_> = left.iter().filter_map(|volume| volume["name"].as_str()).collect();
+    let left: Vec<_> = met.iter().filter(|name| left.contains(&name.as_str())).collect();
+    assert!(left.is_empty(), "one volume was made of each name, and is gone: {left:?}");
+    println!("\n{call:?}: {} cases at {writes} journal writes", met.len());
     for ((trouble, outcome), count) in &table {
         println!("    {trouble:<16} {outcome:<10} {count}");
-        assert!(*outcome != "not met" || *count <= 1, "the writes are not the ones that were counted");
     }
+    assert!(met.len() + 3 >= 3 * writes, "the writes are not the ones that were counted");
 }
 
 #[tokio::test]

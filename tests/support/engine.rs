@@ -52,6 +52,9 @@ const STAND_INS: [(&str, &str); 2] = [
     ("python3", "#!/bin/sh\nexec httpd -f -p \"$3\"\n"),
 ];
 
+/// Where the second engine of a machine answers.
+pub const OTHER_ENGINE: &str = "unix:///run/docker-2.sock";
+
 /// A machine. Everything on it ends when it is dropped.
 pub struct Machine {
     pub name: String,
@@ -204,7 +207,12 @@ impl Machine {
 
     /// Starts dockerd and waits until it answers.
     pub async fn start_engine(&self) -> Result<(), String> {
-        fs::write(self.dir().join("daemon.json"), "{}").unwrap();
+        self.start_engine_with(json!({})).await
+    }
+
+    /// As [`Self::start_engine`], with a `daemon.json`.
+    pub async fn start_engine_with(&self, settings: Value) -> Result<(), String> {
+        fs::write(self.dir().join("daemon.json"), settings.to_string()).unwrap();
         let line = "dockerd --config-file $DIR/daemon.json --data-root $DIR/docker \
                     --iptables=false --ip6tables=false --storage-driver=vfs";
         self.start(true, "dockerd", line).await;
@@ -217,6 +225,27 @@ impl Machine {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
+    }
+
+    /// Starts one more dockerd, which answers at [`OTHER_ENGINE`]: the same plugin serves it.
+    pub async fn start_other_engine(&self) {
+        let line = format!(
+            "dockerd --config-file $DIR/daemon.json --data-root $DIR/docker-2 \
+             --exec-root /run/docker-2 --pidfile /run/docker-2.pid --host {OTHER_ENGINE} \
+             --bridge=none --iptables=false --ip6tables=false --storage-driver=vfs"
+        );
+        self.start(true, "dockerd-2", &line).await;
+        self.until(&format!("docker --host {OTHER_ENGINE} version")).await;
+        self.sh(&format!(
+            "tar -C $DIR/image -c . | docker --host {OTHER_ENGINE} import - ubuntu"
+        ))
+        .await;
+    }
+
+    /// How many users the plugin counts for a volume.
+    pub async fn users(&self, volume: &str) -> Value {
+        let rows: Vec<Value> = serde_json::from_str(&self.liabilities().await).unwrap();
+        rows.iter().find(|row| row["name"] == volume).map_or(json!(0), |row| row["users"].clone())
     }
 
     /// `kill -9` of `plugin` or `dockerd`.
