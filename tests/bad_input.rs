@@ -1010,8 +1010,7 @@ const MEMORY_LIMIT: u64 = 128;
 #[tokio::test]
 async fn a_list_of_a_hundred_thousand_volumes_is_read_page_by_page() {
     let toy = listing_cinder(|number| {
-        let volumes: Vec<_> =
-            (0..1000).map(|n| volume_text(&format!("v-{number}-{n}"))).collect();
+        let volumes: Vec<_> = (0..1000).map(|n| volume_text(&format!("v-{number}-{n}"))).collect();
         (volumes.join(","), number < 99)
     })
     .await;
@@ -1031,7 +1030,9 @@ async fn an_answer_of_a_hundred_megabytes_is_cut_off() {
     // One volume that is a long story, and very many that are short ones.
     let long = "x".repeat(100 << 20);
     let many = vec![volume_text("v"); 250_000].join(",");
-    for (what, volumes) in [("long", volume_text("v").replace("Docker volume.", &long)), ("many", many)] {
+    for (what, volumes) in
+        [("long", volume_text("v").replace("Docker volume.", &long)), ("many", many)]
+    {
         let toy = listing_cinder(move |_| (volumes.clone(), false)).await;
         let node = node_of(&toy).await;
         let before = most_memory(&node);

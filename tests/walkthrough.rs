@@ -167,7 +167,9 @@ async fn a_container_that_is_removed_in_the_middle_of_its_mount_leaves_nothing()
         ("attachment-update", "docker rm -f web"),
         ("attachment-complete", "docker kill web; docker rm -f web"),
     ] {
-        machine.sh("docker create --name web -v web:/data --volume-driver=cinder ubuntu sleep 99").await;
+        machine
+            .sh("docker create --name web -v web:/data --volume-driver=cinder ubuntu sleep 99")
+            .await;
         cloud.forget_calls();
         cloud.fail_once(step, Action::Delay(2500));
         machine.sh("{ docker start web; echo >$DIR/started; } >/dev/null 2>&1 &").await;
@@ -271,8 +273,10 @@ async fn two_engines_with_one_plugin_do_not_take_a_volume_from_each_other() {
     machine.start_other_engine().await;
     machine.sh(WRITER).await;
     let other = format!("docker --host {OTHER_ENGINE}");
-    let reader = format!("{other} run -d --name web --network none -v web:/data \
-                          --volume-driver=cinder ubuntu sleep 1000");
+    let reader = format!(
+        "{other} run -d --name web --network none -v web:/data \
+                          --volume-driver=cinder ubuntu sleep 1000"
+    );
     // At once, too: this one is new to both.
     let run = "run --rm --network none -v new:/data --volume-driver=cinder ubuntu touch /data";
     let (here, there) = (format!("docker {run}/one"), format!("{other} {run}/two"));

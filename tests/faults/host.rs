@@ -15,16 +15,8 @@ use crate::support::{Cloud, Node, sh};
 /// What is written before, and must be there after.
 pub const BYTES: &str = "written before the fault";
 
-const TOOLS: [&str; 8] = [
-    "mount",
-    "umount",
-    "mkfs.ext4",
-    "mkfs.xfs",
-    "mkfs.btrfs",
-    "xfs_growfs",
-    "e2fsck",
-    "resize2fs",
-];
+const TOOLS: [&str; 8] =
+    ["mount", "umount", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "xfs_growfs", "e2fsck", "resize2fs"];
 
 /// A host, and a cloud of its own.
 pub struct Host {
@@ -114,8 +106,7 @@ impl Host {
                     let (_, what) = line.split_once(' ')?;
                     what.starts_with(kind).then(|| what.to_owned())
                 };
-                let what =
-                    lines.lines().filter(begun).filter_map(of_kind).nth(nth - 1).unwrap();
+                let what = lines.lines().filter(begun).filter_map(of_kind).nth(nth - 1).unwrap();
                 mischief(&what);
                 met = Some(what);
                 fs::remove_file(&paused).unwrap();
@@ -208,9 +199,9 @@ impl Host {
         self.node.assert_clean(&self.cloud);
     }
 
-    /// What an image holds.
-    pub fn digest(&self, id: &str) -> String {
-        sh(&format!("sync; sha256sum <{}", self.cloud.image(id).display()))
+    /// Changes with every write to a volume's image.
+    pub fn stamp(&self, id: &str) -> String {
+        sh(&format!("stat -c '%y %z %b %s' {}", self.cloud.image(id).display()))
     }
 }
 

@@ -160,11 +160,8 @@ async fn a_hanging_tool(tool: &str, call: Call, shell: &str, expected: Answer) {
         "mount" | "umount" => "case $* in */v) ;; *) exec $real \"$@\" ;; esac",
         _ => "",
     };
-    let shell = format!(
-        "{others}\necho $$ >>{}\nleft={}\n{shell}",
-        started.display(),
-        left.display()
-    );
+    let shell =
+        format!("{others}\necho $$ >>{}\nleft={}\n{shell}", started.display(), left.display());
     host.replace(tool, &shell);
     let is_answered = Cell::new(false);
     let asked = async {
@@ -316,7 +313,7 @@ async fn every_exit_code_of_e2fsck_leads_where_it_must() {
     let host = Host::new(json!({})).await;
     let id = host.with_bytes("v", json!({})).await;
     make_dirty(&host, &id);
-    let before = host.digest(&id);
+    let before = host.stamp(&id);
     // 4 = errors left, 8 = operational error, 16 = usage, 32 = cancelled, 128 = library; sums.
     for code in [4, 5, 6, 7, 8, 9, 12, 16, 32, 64, 127, 128, 255] {
         host.replace("e2fsck", &format!("echo 'it says why' >&2; exit {code}"));
@@ -325,7 +322,7 @@ async fn every_exit_code_of_e2fsck_leads_where_it_must() {
         let by_hand = error.contains("by hand");
         assert_eq!(by_hand, code < 8, "{code}: {error}");
         host.until_free("v").await;
-        assert_eq!(host.digest(&id), before, "{code}: it was not touched");
+        assert_eq!(host.stamp(&id), before, "{code}: it was not touched");
     }
     host.replace("e2fsck", "kill -SEGV $$");
     let error = host.node.mount("v", "c").await.unwrap_err();

@@ -236,10 +236,8 @@ impl Machine {
         );
         self.start(true, "dockerd-2", &line).await;
         self.until(&format!("docker --host {OTHER_ENGINE} version")).await;
-        self.sh(&format!(
-            "tar -C $DIR/image -c . | docker --host {OTHER_ENGINE} import - ubuntu"
-        ))
-        .await;
+        self.sh(&format!("tar -C $DIR/image -c . | docker --host {OTHER_ENGINE} import - ubuntu"))
+            .await;
     }
 
     /// How many users the plugin counts for a volume.

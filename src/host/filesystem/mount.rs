@@ -174,9 +174,10 @@ async fn mount_verified(
 /// The device was mounted nowhere before: where mount(8) was led, by a link that somebody put in
 /// place of the directory, it is not left.
 async fn unmount_strayed(exec: &Exec, paths: &Paths, device: &Device, at: &Path) {
-    let strayed = mounts(paths).unwrap_or_default().into_iter().find(|entry| {
-        entry.block_device() == Some(device.number) && entry.mount_point != at
-    });
+    let strayed = mounts(paths)
+        .unwrap_or_default()
+        .into_iter()
+        .find(|entry| entry.block_device() == Some(device.number) && entry.mount_point != at);
     let Some(entry) = strayed else { return };
     let cmd = Cmd::new("umount", UNMOUNT_LIMIT).arg("--no-canonicalize").arg(entry.mount_point);
     if let Err(error) = exec.run(&cmd).await {
