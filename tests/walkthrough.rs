@@ -196,8 +196,8 @@ async fn hundreds_of_volumes_are_still_known_after_each_start_of_an_engine() {
     cloud.sandbox.fill(COUNT as u64, "many");
     machine
         .sh(&format!(
-            "seq 0 {} | xargs -P 4 -I N curl -sSf -o /dev/null --unix-socket /run/docker.sock \
-             -H 'Content-Type: application/json' -d '{{\"Name\":\"manyN\",\"Driver\":\"cinder\"}}' \
+            "seq 0 {} | xargs -P 4 -I @ curl -sSf -o /dev/null --unix-socket /run/docker.sock \
+             -H 'Content-Type: application/json' -d '{{\"Name\":\"many@\",\"Driver\":\"cinder\"}}' \
              http://docker/volumes/create",
             COUNT - 1
         ))
@@ -271,7 +271,8 @@ async fn two_engines_with_one_plugin_do_not_take_a_volume_from_each_other() {
     let cloud = Cloud::start().await;
     let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
     machine.start_other_engine().await;
-    machine.sh(WRITER).await;
+    // The second engine has taken the bridge of the first away.
+    machine.sh(&WRITER.replace("run -d", "run -d --network none")).await;
     let other = format!("docker --host {OTHER_ENGINE}");
     let reader = format!(
         "{other} run -d --name web --network none -v web:/data \
@@ -284,7 +285,7 @@ async fn two_engines_with_one_plugin_do_not_take_a_volume_from_each_other() {
     for output in [first, second] {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    let both = machine.sh("docker run --rm -v new:/data ubuntu ls /data").await;
+    let both = machine.sh("docker run --rm --network none -v new:/data ubuntu ls /data").await;
     assert_eq!(both.split_whitespace().collect::<Vec<_>>(), ["one", "two"]);
     assert_eq!(cloud.volumes().await.len(), 2);
     // The first to go takes nothing from the other.

@@ -44,6 +44,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        // The next user of the device wants to write, and would inherit that.
+        Command::new("blockdev").arg("--setrw").arg(&self.node).status().ok();
         Command::new("losetup").arg("-d").arg(&self.node).status().ok();
     }
 }
