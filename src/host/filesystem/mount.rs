@@ -362,6 +362,8 @@ pub async fn unmount(exec: &Exec, paths: &Paths, at: &Path) -> Result<(), HostEr
     let mut was = None;
     for _ in 0..STACK_LIMIT {
         match mountinfo::at(paths, at).map_err(|e| unreadable(paths, e))? {
+            // Somebody's mount was there before ours: it stays theirs.
+            Some(entry) if was.is_some_and(|device| device != entry.device) => return Ok(()),
             Some(entry) => was = Some(entry.device),
             None => {
                 if let Some(device) = was {
