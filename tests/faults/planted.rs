@@ -133,7 +133,8 @@ async fn all_that_the_daemon_makes_is_for_root_alone_at_any_moment() {
     host.assert_clean().await;
 }
 
-/// A link, a file or somebody's mount comes in the way of a Mount before any of its effects.
+/// A link, a file or somebody's mount comes in the way of a Mount before any effect that it could
+/// lead elsewhere.
 #[tokio::test]
 async fn a_place_that_is_swapped_during_a_mount_leads_nowhere() {
     let host = Host::new(json!({})).await;
@@ -141,12 +142,16 @@ async fn a_place_that_is_swapped_during_a_mount_leads_nowhere() {
     host.node.mount("first", "c").await.unwrap();
     host.node.unmount("first", "c").await.unwrap();
     let mut outcomes = BTreeMap::<_, usize>::new();
-    for (swap, kind) in
-        [("link", ""), ("file", "file"), ("filled", "process"), ("mount", "process")]
-    {
+    for (swap, kind) in [
+        ("link", "file"),
+        ("link", "process"),
+        ("file", "file"),
+        ("filled", "process"),
+        ("mount", "process"),
+    ] {
         for nth in 1.. {
             let victim = Victim::new();
-            let name = format!("{swap}-{nth}");
+            let name = format!("{swap}-{kind}-{nth}");
             host.with_bytes(&name, json!({})).await;
             let at = host.node.mount_point().join(&name);
             let is_mounted =
