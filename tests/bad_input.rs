@@ -61,8 +61,8 @@ impl World {
     }
 
     /// Without what a reservation that was given back leaves: Cinder's time of the last change and
-    /// the connector that other hosts would need; in the journal the last error, the boot, and the
-    /// UUID of an mkfs that was not begun. `formatted` = volumes that may have been formatted.
+    /// the connector that other hosts would need; in the journal the last error, the boot, the UUID of
+    /// an mkfs that was not begun, and a reserve that was not answered and may still happen. `formatted` = volumes that may have been formatted.
     fn settled(mut self, formatted: &[&str]) -> Self {
         for volume in &mut self.volumes {
             volume["updated_at"] = Value::Null;
@@ -73,7 +73,7 @@ impl World {
             }
         }
         for entry in self.state.values_mut().filter(|entry| entry.is_object()) {
-            for key in ["last_error", "boot_id", "formatting"] {
+            for key in ["last_error", "boot_id", "formatting", "unanswered"] {
                 entry[key] = Value::Null;
             }
             // What Cinder last said of it.

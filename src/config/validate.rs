@@ -123,27 +123,26 @@ impl<'a> Checker<'a> {
 
     /// Another host can take an attachment away by its id alone only in the attachments flow.
     fn failover(&mut self, flow: AttachFlowSetting) -> FailoverSettings {
-        let types = match self.file.list("Failover") {
-            None => Vec::new(),
-            Some((types, origin)) => {
-                if types.iter().any(|name| name.trim().is_empty()) {
-                    self.findings.wrong(origin, "must name volume types");
-                }
-                types.to_vec()
-            }
-        };
         let has_uuid = self.text("HostUUID").is_some_and(|(text, _)| !text.is_empty());
         let by_actions = match flow {
             AttachFlowSetting::Actions => true,
             AttachFlowSetting::Auto => has_uuid,
             AttachFlowSetting::Attachments => false,
         };
-        if by_actions && !types.is_empty() {
-            self.findings.problem(
-                "Failover needs the attachments flow: leave HostUUID and AttachFlow out, or set \
-                 AttachFlow to \"attachments\"",
-            );
-        }
+        let types = match self.file.list("Failover") {
+            None => Vec::new(),
+            Some((types, origin)) => {
+                if types.iter().any(|name| name.trim().is_empty()) {
+                    self.findings.wrong(origin, "must name volume types");
+                }
+                if by_actions && !types.is_empty() {
+                    let what = "needs the attachments flow: leave HostUUID and AttachFlow out, or \
+                                set AttachFlow to \"attachments\"";
+                    self.findings.wrong(origin, what);
+                }
+                types.to_vec()
+            }
+        };
         let seconds = match self.file.number("FailoverLease") {
             None => DEFAULT_FAILOVER_LEASE,
             Some((seconds, origin)) => {
