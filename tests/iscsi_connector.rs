@@ -11,10 +11,11 @@ mod initiator;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cinder_docker_driver::connection_info::{ConnectionData, ConnectionInfo};
@@ -82,19 +83,27 @@ impl Target {
             std::thread::yield_now();
         }
         self.must(&["--op", "new", "--mode", "target", "--tid", "1", "-T", &self.iqn]);
-        for lun in ["1", "2"] {
-            let disk = self.directory.path().join(format!("disk{lun}"));
-            if !disk.exists() {
-                File::create(&disk).unwrap().set_len(SIZE).unwrap();
-            }
-            let disk = disk.to_str().unwrap();
-            let new = ["--op", "new", "--mode", "logicalunit", "--tid", "1"];
-            self.must(&[&new[..], &["--lun", lun, "-b", disk]].concat());
+        for lun in [1, 2] {
+            self.add_lun(lun);
         }
         self.must(&["--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL"]);
         let new = ["--op", "new", "--mode", "account", "--user", USER, "--password", PASSWORD];
         self.must(&new);
         self.must(&["--op", "bind", "--mode", "account", "--tid", "1", "--user", USER]);
+    }
+
+    fn disk(&self, lun: u64) -> PathBuf {
+        self.directory.path().join(format!("disk{lun}"))
+    }
+
+    fn add_lun(&self, lun: u64) {
+        let disk = self.disk(lun);
+        if !disk.exists() {
+            File::create(&disk).unwrap().set_len(SIZE).unwrap();
+        }
+        let (lun, disk) = (lun.to_string(), disk.to_str().unwrap());
+        let new = ["--op", "new", "--mode", "logicalunit", "--tid", "1"];
+        self.must(&[&new[..], &["--lun", &lun, "-b", disk]].concat());
     }
 
     fn tgtadm(&self, args: &[&str]) -> Output {
@@ -558,4 +567,259 @@ async fn a_target_that_hangs_holds_nobody_up() {
     let errors = let_go(&target, &attacher, &record).await;
     assert!(run("kill", &["-CONT", &pid]).status.success());
     eprintln!("{errors:?}");
+}
+
+#[tokio::test]
+async fn a_lun_that_the_target_shows_late_is_waited_for() {
+    let Some(target) = Target::start("a_lun_that_the_target_shows_late").await else { return };
+    let (attacher, info) = (attacher(), target.info(9, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    let appears = async {
+        // Once the first scans have not found it.
+        let end = Instant::now() + Duration::from_secs(60);
+        while target.sessions().is_empty() {
+            assert!(Instant::now() < end, "no session");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        target.add_lun(9);
+    };
+    let (device, ()) = tokio::join!(attacher.connect(&mut record, &info, SIZE), appears);
+    assert_eq!(device.unwrap().size, SIZE);
+    attacher.disconnect(&record).await.unwrap();
+    target.assert_nothing_left();
+}
+
+/// What a crashed host, or a kernel with another target at that address, leaves below /dev.
+#[tokio::test]
+async fn a_by_path_link_to_another_disk_leads_nobody_astray() {
+    let Some(target) = Target::start("a_by_path_link_to_another_disk").await else { return };
+    let attacher = attacher();
+    let infos = [target.info(1, &[]), target.info(2, &[])];
+    let mut records = infos.each_ref().map(|info| attacher.plan(info).unwrap());
+    let other = attacher.connect(&mut records[1], &infos[1], SIZE).await.unwrap();
+    run("udevadm", &["settle"]);
+    let link = format!("/dev/disk/by-path/ip-{}-iscsi-{}-lun-1", target.portal(), target.iqn);
+    std::os::unix::fs::symlink(&other.path, &link).unwrap();
+
+    let device = attacher.connect(&mut records[0], &infos[0], SIZE).await.unwrap();
+    assert_ne!(device.number, other.number);
+    let disk = fs::OpenOptions::new().write(true).open(&device.path).unwrap();
+    disk.write_all_at(b"the first", 0).unwrap();
+    drop(disk);
+    attacher.disconnect(&records[0]).await.unwrap();
+    assert_eq!(attacher.find(&records[1]).await.unwrap(), Some(other));
+    attacher.disconnect(&records[1]).await.unwrap();
+    let begins = |lun| {
+        let mut bytes = [0; 9];
+        File::open(target.disk(lun)).unwrap().read_exact(&mut bytes).unwrap();
+        bytes
+    };
+    assert_eq!((&begins(1), &begins(2)), (b"the first", &[0; 9]));
+    target.assert_nothing_left();
+    // udev has replaced it, and taken its own away; if not, it must not stay for others.
+    run("udevadm", &["settle"]);
+    fs::remove_file(link).ok();
+}
+
+/// A record such as `iscsiadm -m discovery` leaves, with CHAP of its own, that logs in at boot.
+fn write_stale_record(target: &Target) -> PathBuf {
+    let roots = ["/var/lib/iscsi", "/etc/iscsi"].map(Path::new);
+    let root = roots.into_iter().find(|root| root.join("nodes").is_dir()).unwrap_or(roots[1]);
+    let tagged = root.join("nodes").join(&target.iqn).join(format!("127.0.0.1,{},1", target.port));
+    fs::create_dir_all(&tagged).unwrap();
+    let record = format!(
+        "# BEGIN RECORD 2.1.8\nnode.name = {}\nnode.tpgt = 1\nnode.startup = automatic\n\
+         iface.iscsi_ifacename = default\niface.transport_name = tcp\n\
+         node.discovery_type = send_targets\nnode.session.auth.authmethod = CHAP\n\
+         node.session.auth.username = somebody\nnode.session.auth.password = outdated\n\
+         node.conn[0].address = 127.0.0.1\nnode.conn[0].port = {}\n\
+         node.conn[0].startup = automatic\n# END RECORD\n",
+        target.iqn, target.port
+    );
+    let file = tagged.join("default");
+    fs::write(&file, record).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn a_stale_record_of_the_volumes_own_target_is_replaced() {
+    let Some(target) = Target::start("a_stale_record_of_the_volumes_own_target").await else {
+        return;
+    };
+    let stale = write_stale_record(&target);
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let mut record = attacher.plan(&info).unwrap();
+    attacher.connect(&mut record, &info, SIZE).await.unwrap();
+    assert!(!stale.exists(), "it would log in at the next boot");
+    let records = run("iscsiadm", &["-m", "node", "-T", &target.iqn]).stdout;
+    let records = String::from_utf8_lossy(&records).into_owned();
+    assert!(records.contains("node.startup = manual"), "{records}");
+    assert!(records.contains("username = chapuser"), "{records}");
+    attacher.disconnect(&record).await.unwrap();
+    target.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_record_of_a_shared_target_that_logs_in_at_boot_is_left_alone() {
+    let Some(target) = Target::start("a_record_of_a_shared_target").await else { return };
+    let stale = write_stale_record(&target);
+    let text_before = fs::read_to_string(&stale).unwrap();
+    let volume = json!("6b9a1f5c-0a3d-4c46-9d47-3b6f0a1b2c3d");
+    let (attacher, info) = (attacher(), target.info(1, &[("volume_id", volume)]));
+    let mut record = attacher.plan(&info).unwrap();
+    let error = attacher.connect(&mut record, &info, SIZE).await.unwrap_err();
+    assert!(matches!(error, HostError::Refused { .. }), "{}", text(&error));
+    assert!(text(&error).contains("logs in by itself at boot"), "{}", text(&error));
+    assert!(target.sessions().is_empty());
+    assert_eq!(fs::read_to_string(&stale).unwrap(), text_before);
+    target.log_out_by_hand();
+    target.assert_nothing_left();
+}
+
+/// Writes to a disk, again and again, and counts.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    thread: std::thread::JoinHandle<std::io::Result<()>>,
+}
+
+impl Writer {
+    fn start(disk: &Path, pause: Duration) -> Self {
+        let open = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_SYNC).open(disk);
+        let file = open.unwrap();
+        let (stop, written) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&written));
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let next = count.load(Ordering::Relaxed) + 1;
+                file.write_all_at(&next.to_le_bytes(), 0)?;
+                count.store(next, Ordering::Relaxed);
+                std::thread::sleep(pause);
+            }
+            Ok(())
+        });
+        Self { stop, written, thread }
+    }
+
+    async fn until_it_goes_on(&self) {
+        let before = self.written.load(Ordering::Relaxed);
+        let end = Instant::now() + Duration::from_secs(120);
+        while self.written.load(Ordering::Relaxed) < before + 2 {
+            assert!(Instant::now() < end && !self.thread.is_finished(), "no write succeeds");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// How much was written, if every write succeeded.
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap().unwrap();
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
+fn stored(target: &Target, lun: u64) -> u64 {
+    let mut bytes = [0; 8];
+    File::open(target.disk(lun)).unwrap().read_exact(&mut bytes).unwrap();
+    u64::from_le_bytes(bytes)
+}
+
+#[tokio::test]
+async fn iscsid_may_be_restarted_at_any_moment() {
+    let Some(target) = Target::start("iscsid_may_be_restarted_at_any_moment").await else { return };
+    let restart = || run("systemctl", &["restart", "iscsid.service"]);
+    if !restart().status.success() {
+        initiator::skip("iscsid_may_be_restarted_at_any_moment", "no systemd");
+        return;
+    }
+    let (attacher, info) = (attacher(), target.info(1, &[]));
+    let again_and_again = |times| {
+        tokio::task::spawn_blocking(move || {
+            for _ in 0..times {
+                run("systemctl", &["reset-failed", "iscsid.service"]);
+                run("systemctl", &["restart", "iscsid.service"]);
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        })
+    };
+    // While it logs in: it may fail, but then it leaves nothing; and soon it succeeds.
+    let restarts = again_and_again(3);
+    let mut record = attacher.plan(&info).unwrap();
+    let mut device = attacher.connect(&mut record, &info, SIZE).await;
+    restarts.await.unwrap();
+    if let Err(error) = &device {
+        eprintln!("restarted while it logged in: {}", text(error));
+        target.assert_nothing_left();
+        record = attacher.plan(&info).unwrap();
+        device = attacher.connect(&mut record, &info, SIZE).await;
+    }
+    let device = device.unwrap();
+    let sequence = disk_sequence(&device.path);
+
+    // While it is used.
+    let writer = Writer::start(&device.path, Duration::from_millis(20));
+    writer.until_it_goes_on().await;
+    again_and_again(2).await.unwrap();
+    writer.until_it_goes_on().await;
+    assert_eq!((target.sessions().len(), disk_sequence(&device.path)), (1, sequence));
+    let written = writer.stop();
+
+    // While it logs out.
+    let restarts = again_and_again(3);
+    let disconnected = attacher.disconnect(&record).await;
+    restarts.await.unwrap();
+    if let Err(error) = disconnected {
+        eprintln!("restarted while it logged out: {}", text(&error));
+        attacher.disconnect(&record).await.unwrap();
+    }
+    target.assert_nothing_left();
+    assert_eq!(stored(&target, 1), written);
+}
+
+#[tokio::test]
+async fn of_64_luns_behind_one_target_one_goes_and_63_go_on() {
+    const LUNS: u64 = 64;
+    const GOES: usize = 31;
+    let Some(target) = Target::start("of_64_luns_behind_one_target").await else { return };
+    let attacher = attacher();
+    let (mut records, mut devices) = (Vec::new(), Vec::new());
+    for lun in 1..=LUNS {
+        if lun > 2 {
+            target.add_lun(lun);
+        }
+        let info = target.info(lun, &[]);
+        let mut record = attacher.plan(&info).unwrap();
+        devices.push(attacher.connect(&mut record, &info, SIZE).await.unwrap());
+        records.push(record);
+    }
+    assert_eq!(target.sessions().len(), 1);
+    let sequences = |devices: &[cinder_docker_driver::host::attach::Device]| -> Vec<String> {
+        devices.iter().map(|device| disk_sequence(&device.path)).collect()
+    };
+    let gone = devices.remove(GOES);
+    let before = sequences(&devices);
+    let pause = Duration::from_millis(500);
+    let writers: Vec<_> = devices.iter().map(|device| Writer::start(&device.path, pause)).collect();
+    for writer in &writers {
+        writer.until_it_goes_on().await;
+    }
+
+    attacher.disconnect(&records.remove(GOES)).await.unwrap();
+    assert!(!gone.path.exists());
+    for writer in &writers {
+        writer.until_it_goes_on().await;
+    }
+    assert_eq!(sequences(&devices), before);
+    assert_eq!(target.sessions().len(), 1);
+    let written: Vec<u64> = writers.into_iter().map(Writer::stop).collect();
+
+    futures_util::future::join_all(records.iter().map(|record| attacher.disconnect(record)))
+        .await
+        .into_iter()
+        .collect::<Result<Vec<()>, _>>()
+        .unwrap();
+    target.assert_nothing_left();
+    let kept = (1..=LUNS).filter(|lun| *lun != GOES as u64 + 1);
+    assert_eq!(kept.map(|lun| stored(&target, lun)).collect::<Vec<_>>(), written);
 }

@@ -212,3 +212,50 @@ async fn a_volume_comes_by_iscsi_with_chap_and_leaves_nothing_behind() {
     }
     assert_eq!(cloud.volumes().await, Vec::<Value>::new());
 }
+
+#[tokio::test]
+async fn a_lun_with_another_volumes_filesystem_is_refused_and_left_as_it_was() {
+    let test = "a_lun_with_another_volumes_filesystem_is_refused_and_left_as_it_was";
+    if !initiator::is_here(test) {
+        return;
+    }
+    let cloud = Cloud::start_with(|options| options.iscsi = true).await;
+    let node = Node::start(&cloud).await;
+    let mut images = Vec::new();
+    for name in ["one", "two"] {
+        node.create(name, json!({})).await.unwrap();
+        let mounted = node.mount(name, "c").await.unwrap();
+        fs::write(mounted.join("name"), name).unwrap();
+        node.unmount(name, "c").await.unwrap();
+        images.push((cloud.volume(name).await["id"].as_str().unwrap().to_owned(), name));
+    }
+    // The storage confuses them.
+    let (one, two) = (cloud.image(&images[0].0), cloud.image(&images[1].0));
+    let swap = format!(
+        "cd {}; mv {1} x; mv {2} {1}; mv x {2}",
+        cloud.dir().display(),
+        one.display(),
+        two.display()
+    );
+    sh(&swap);
+    let digest = |file: &Path| {
+        sh(&format!(
+            "cp --sparse=always {0} {0}.copy && sha256sum <{0}.copy; rm {0}.copy",
+            file.display()
+        ))
+    };
+    let before = [digest(&one), digest(&two)];
+    for (id, name) in &images {
+        let error = node.mount(name, "c").await.unwrap_err();
+        assert!(error.contains(&format!("accept-uuid {name}")), "{error}");
+        assert_eq!((sessions(id), cloud.status(name).await.as_str()), (0, "available"), "{error}");
+    }
+    assert_eq!([digest(&one), digest(&two)], before);
+    sh(&swap);
+    for (_, name) in &images {
+        let mounted = node.mount(name, "c").await.unwrap();
+        assert_eq!(fs::read_to_string(mounted.join("name")).unwrap(), *name);
+        node.unmount(name, "c").await.unwrap();
+    }
+    node.assert_clean(&cloud);
+}

@@ -12,6 +12,7 @@ use cinder_docker_driver::sandbox::faults::{Action, Rule};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::iscsi::Initiator;
 use crate::support::{Cloud, Node, loops_of, sh};
 
 /// What is written before, and must be there after.
@@ -117,15 +118,37 @@ fn wrap_tools(faults: &Path) {
 
 /// A host, a cloud, and what belongs to others and must stay as it is.
 pub struct Bench {
-    cloud: Cloud,
-    node: Node,
-    faults: TempDir,
+    pub cloud: Cloud,
+    pub node: Node,
+    pub faults: TempDir,
     foreign: Vec<Value>,
+    /// Where volumes come by iSCSI.
+    pub initiator: Option<Initiator>,
+    /// All that the fault of the last case could have happened to.
+    pub met: Vec<String>,
+}
+
+/// How volumes come to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    LoopDevices,
+    /// From tgtd, by the kernel's initiator.
+    Iscsi,
 }
 
 impl Bench {
     pub async fn new(more: Value) -> Self {
-        let cloud = Cloud::start().await;
+        Self::on(Storage::LoopDevices, more).await
+    }
+
+    pub async fn on(storage: Storage, more: Value) -> Self {
+        let (cloud, initiator) = match storage {
+            Storage::LoopDevices => (Cloud::start().await, None),
+            Storage::Iscsi => {
+                let (cloud, initiator) = Initiator::start().await;
+                (cloud, Some(initiator))
+            }
+        };
         // Somebody else's: one in use by another host, one free.
         cloud.create("theirs-free", json!({})).await;
         let used = cloud.create("theirs-used", json!({})).await;
@@ -139,7 +162,8 @@ impl Bench {
         let mut node = Node::prepare(cloud.sandbox.config(), more);
         node.set_variable(FAULTS_VARIABLE, faults.path());
         node.run().await;
-        let mut bench = Self { cloud, node, faults, foreign: Vec::new() };
+        let mut bench =
+            Self { cloud, node, faults, foreign: Vec::new(), initiator, met: Vec::new() };
         bench.foreign = bench.theirs().await;
         assert_eq!(bench.foreign.len(), 2);
         bench
@@ -241,8 +265,9 @@ impl Bench {
     ) -> (Result<(), String>, bool, Option<String>) {
         self.arm(fault, nth);
         let answer = self.call(call, body.clone()).await;
-        let died = self.has_died(fault, &answer).await;
-        let met = self.disarm(fault).into_iter().nth(nth as usize - 1);
+        let died = self.has_died(fault, nth, &answer).await;
+        self.met = self.disarm(fault);
+        let met = self.met.get(nth as usize - 1).cloned();
         if died {
             self.node.run().await;
         }
@@ -299,13 +324,25 @@ impl Bench {
     pub async fn assert_nothing_left(&self) {
         self.node.until_clean().await;
         self.node.assert_clean(&self.cloud);
+        if let Some(initiator) = &self.initiator {
+            initiator.assert_as_before();
+        }
         self.until_no_creations().await;
         assert_eq!(self.cloud.volumes().await, self.foreign);
     }
 
+    /// Whether all cases of an operation have one volume, which each leaves as it was: making one
+    /// takes longest where volumes come by iSCSI.
+    fn is_shared(&self, operation: Operation) -> bool {
+        let keeps = operation.has_bytes() && operation != Operation::MountExtended;
+        keeps && self.initiator.is_some()
+    }
+
     async fn prepare(&self, operation: Operation, name: &str) {
         let node = &self.node;
+        let is_there = self.is_shared(operation) && self.exists(name).await;
         match operation {
+            _ if is_there => {}
             Operation::Create => return,
             Operation::MountCreating => {
                 let slow = Behaviour { creating_ms: 300, ..Behaviour::default() };
@@ -323,9 +360,11 @@ impl Bench {
         if !operation.has_bytes() {
             return;
         }
-        let path = node.mount(name, "before").await.unwrap();
-        fs::write(path.join("bytes"), BYTES).unwrap();
-        node.unmount(name, "before").await.unwrap();
+        if !is_there {
+            let path = node.mount(name, "before").await.unwrap();
+            fs::write(path.join("bytes"), BYTES).unwrap();
+            node.unmount(name, "before").await.unwrap();
+        }
         match operation {
             Operation::MountExtended => {
                 let id = self.cloud.volume(name).await["id"].as_str().unwrap().to_owned();
@@ -342,6 +381,7 @@ impl Bench {
             _ => {}
         }
         // The notes of what the engine was told are effects too, and not this operation's.
+        self.node.until_told().await;
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
 
@@ -393,7 +433,10 @@ impl Bench {
     async fn assert_mounted(&self, operation: Operation, name: &str) {
         let at = self.node.mount_point().join(name);
         assert_eq!(self.node.mounts(), [at.display().to_string()]);
-        assert_eq!(loops_of(self.cloud.dir()).len(), 1, "loop devices");
+        match &self.initiator {
+            None => assert_eq!(loops_of(self.cloud.dir()).len(), 1, "loop devices"),
+            Some(initiator) => initiator.assert_one_volume(),
+        }
         let volume = self.cloud.volume(name).await;
         assert_eq!(volume["status"], "in-use");
         assert_eq!(volume["attachments"].as_array().unwrap().len(), 1, "{volume}");
@@ -419,6 +462,9 @@ impl Bench {
     async fn assert_free(&self, operation: Operation, name: &str) {
         self.node.until_clean().await;
         self.node.assert_clean(&self.cloud);
+        if let Some(initiator) = &self.initiator {
+            initiator.assert_as_before();
+        }
         self.until_no_creations().await;
         let unfinished = |name: &String| !name.ends_with(".json");
         assert_eq!(self.journaled("volumes").into_iter().find(unfinished), None);
@@ -516,8 +562,11 @@ impl Bench {
         fault: &Fault,
         nth: u32,
     ) -> (Option<String>, &'static str) {
-        let name =
-            format!("{operation:?}-{}-{nth}", fault.name().replace([' ', ','], "-")).to_lowercase();
+        let case = format!("{operation:?}-{}-{nth}", fault.name().replace([' ', ','], "-"));
+        let name = match self.is_shared(operation) {
+            true => format!("{operation:?}"),
+            false => case.to_lowercase(),
+        };
         self.prepare(operation, &name).await;
         let (call, body) = request(operation, &name);
         let (first, died, met) = self.meet(call, &body, fault, nth).await;
@@ -545,7 +594,9 @@ impl Bench {
             self.release_by_hand(&name, met.as_deref()).await;
         }
         self.assert_free(operation, &name).await;
-        self.discard(&name).await;
+        if !self.is_shared(operation) {
+            self.discard(&name).await;
+        }
         (met, outcome)
     }
 }

@@ -20,6 +20,8 @@ mod devices;
 mod disk;
 mod effects;
 mod host;
+mod iscsi;
+mod iscsiadm;
 mod model;
 mod outage;
 mod planted;

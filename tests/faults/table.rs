@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Fault, Operation};
+use crate::bench::{Bench, Fault, Operation, Storage};
 
 /// An operation with more steps than this never ends.
 const MOST_STEPS: u32 = 200;
@@ -26,8 +26,28 @@ pub fn flow(actions: bool) -> Value {
 
 /// Runs every case, prints the table and fails with what went wrong.
 pub async fn every_case(operation: Operation, config: Value, faults: &[Fault]) {
-    let mut bench = Bench::new(config.clone()).await;
+    chosen_cases(Storage::LoopDevices, operation, config, faults, None).await;
+}
+
+/// Whether a fault is to happen to what it met.
+pub type Choice = fn(fault: &str, what: &str) -> bool;
+
+/// Of all cases those that are chosen.
+pub async fn chosen_cases(
+    storage: Storage,
+    operation: Operation,
+    config: Value,
+    faults: &[Fault],
+    choice: Option<Choice>,
+) {
+    let mut bench = Bench::on(storage, config.clone()).await;
     let mut table: BTreeMap<u32, (String, BTreeMap<&str, &str>)> = BTreeMap::new();
+    if choice.is_some() {
+        // Without any fault: what there is to choose from.
+        let _ = bench.case(operation, &Fault::Gate("none"), 1).await;
+        let met = bench.met.iter().cloned().map(|what| (what, BTreeMap::new()));
+        table.extend((1..).zip(met));
+    }
     let (mut cases, mut failures, mut longest) = (0, Vec::new(), Duration::ZERO);
     for fault in faults {
         for nth in 1..=MOST_STEPS {
@@ -36,6 +56,13 @@ pub async fn every_case(operation: Operation, config: Value, faults: &[Fault]) {
             if fault.name() == "kill-midway" && known.is_some_and(|w| !w.starts_with("process")) {
                 // Only processes have a middle.
                 continue;
+            }
+            if let Some(chosen) = choice {
+                match known {
+                    Some(what) if chosen(fault.name(), what) => {}
+                    Some(_) => continue,
+                    None => break,
+                }
             }
             let case = AssertUnwindSafe(Box::pin(bench.case(operation, fault, nth)));
             let ended = case.catch_unwind().await;
@@ -50,7 +77,7 @@ pub async fn every_case(operation: Operation, config: Value, faults: &[Fault]) {
                     let text = said(&*panic);
                     failures.push(format!("{operation:?}, {} at {nth}: {text}", fault.name()));
                     assert!(failures.len() < 20, "{}", failures.join("\n\n"));
-                    bench = Bench::new(config.clone()).await;
+                    bench = Bench::on(storage, config.clone()).await;
                     "FAILED"
                 }
             };

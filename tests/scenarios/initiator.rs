@@ -1,8 +1,9 @@
-//! The tests of the iSCSI connector that need a kernel's initiator, where there is one.
+//! The tests that need a kernel's iSCSI initiator, where there is one.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -11,10 +12,17 @@ use crate::support;
 
 /// Test files that skip everything on a machine without an initiator.
 const FILES: [&str; 2] = ["iscsi_connector", "iscsi_host"];
+/// Has tests that do so, in modules `iscsi` and `iscsiadm`; they need a debug build of the daemon.
+const FAULTS: &str = "faults";
+const DAEMON: &str = "cinder-docker-driver";
 
-/// Where cargo put the test programs. It is asked, rather than a directory searched: so they are
-/// of today's source, even when only the scenarios are run.
-fn programs() -> Vec<(String, PathBuf)> {
+/// Names the faults that `tests/faults/iscsi.rs` tries, at every effect of every operation. That
+/// takes hours: raise nextest's `slow-timeout`.
+const ASKED: &str = "CINDER_ISCSI_FAULTS";
+
+/// Where cargo put the test programs, and the daemon of the same build. It is asked, rather than a
+/// directory searched: so they are of today's source, even when only the scenarios are run.
+fn programs(files: &[&str]) -> Vec<(String, PathBuf)> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     // TARGET/PROFILE/deps/scenarios-0123456789abcdef
     let this = std::env::current_exe().unwrap();
@@ -22,7 +30,7 @@ fn programs() -> Vec<(String, PathBuf)> {
     let mut command = Command::new(cargo);
     command.args(["test", "--locked", "--no-run", "--message-format=json", "--target-dir"]);
     command.arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
-    for file in FILES {
+    for file in files {
         command.args(["--test", file]);
     }
     let output = command.stdin(Stdio::null()).output().unwrap();
@@ -31,13 +39,17 @@ fn programs() -> Vec<(String, PathBuf)> {
     let found: Vec<(String, PathBuf)> = messages
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .filter(|message| message["profile"]["test"] == true)
+        .filter(|message| {
+            let is_daemon =
+                message["target"]["name"] == DAEMON && message["executable"].is_string();
+            message["profile"]["test"] == true || is_daemon
+        })
         .map(|message| {
             let text = |value: &Value| value.as_str().unwrap().to_owned();
             (text(&message["target"]["name"]), text(&message["executable"]).into())
         })
         .collect();
-    assert_eq!(found.len(), FILES.len(), "{messages}");
+    assert_eq!(found.len(), files.len() + 1, "{messages}");
     found
 }
 
@@ -54,10 +66,10 @@ async fn initiator(image: &str) {
     if !is_asked_for() {
         return;
     }
-    let programs = tokio::task::spawn_blocking(programs).await.unwrap();
+    let programs = tokio::task::spawn_blocking(|| programs(&FILES)).await.unwrap();
     let node = Node::boot("initiator", image).await;
     put_stripped(&node, &support::binary(), "/root/cinder-docker-driver").await;
-    for (name, program) in programs {
+    for (name, program) in programs.into_iter().filter(|(name, _)| name != DAEMON) {
         let here = format!("/root/{name}");
         put_stripped(&node, &program, &here).await;
         let run = format!("CINDER_RIG=1 CINDER_DRIVER_BINARY=/root/cinder-docker-driver {here}");
@@ -85,4 +97,41 @@ async fn the_connector_works_with_the_initiator_of_debian_12() {
 #[tokio::test]
 async fn the_connector_works_with_the_initiator_of_debian_13() {
     initiator(DEBIAN_13).await;
+}
+
+/// A Mount and an Unmount with real iSCSI: the daemon is killed, answers are lost, iscsiadm says
+/// anything. A session of somebody else to the same portal stays as it is.
+#[tokio::test]
+async fn nothing_is_lost_on_iscsi_whatever_goes_wrong() {
+    if !is_asked_for() {
+        return;
+    }
+    let programs = tokio::task::spawn_blocking(|| programs(&[FAULTS])).await.unwrap();
+    let node = Node::boot("faults", DEBIAN_12).await;
+    for (name, program) in &programs {
+        put_stripped(&node, program, &format!("/root/{name}")).await;
+    }
+    // Docker Engine looks at each mount, and has no part in this.
+    node.sh("systemctl stop docker.socket docker.service containerd.service").await;
+    let (faults, more) = match std::env::var(ASKED) {
+        Ok(faults) => (format!("{ASKED}='{faults}'"), "--include-ignored"),
+        Err(_) => (String::new(), ""),
+    };
+    let begun = Instant::now();
+    // It may take longer than one command in a node may: it says itself that it has ended.
+    node.sh(&format!(
+        "{faults} CINDER_RIG=1 CINDER_DRIVER_BINARY=/root/{DAEMON} setsid sh -c '/root/{FAULTS} \
+         iscsi --nocapture --test-threads 1 {more}; echo ended' >/root/log 2>&1 </dev/null &"
+    ))
+    .await;
+    let said = loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let said = node.sh("cat /root/log").await;
+        if said.ends_with("\nended") {
+            break said;
+        }
+    };
+    let shown = format!("{said}\nfaults on iSCSI: {} s\n", begun.elapsed().as_secs());
+    std::io::stderr().write_all(shown.as_bytes()).unwrap();
+    assert!(said.contains("test result: ok.") && !said.contains("SKIPPED"), "{said}");
 }

@@ -371,16 +371,28 @@ impl Node {
         self.config["StateDir"].as_str().unwrap().into()
     }
 
-    /// `kill -9`, once it has noted which of its answers arrived: that takes a moment.
-    pub fn kill(&mut self) {
+    /// Whether it has yet to note that an engine got its answer.
+    fn has_untold(&self) -> bool {
         let untold = |file: fs::DirEntry| {
             fs::read_to_string(file.path()).is_ok_and(|entry| entry.contains("\"untold\""))
         };
+        let entries = fs::read_dir(self.state_dir().join("volumes"));
+        entries.is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(untold)))
+    }
+
+    /// Waits until it has noted which of its answers arrived.
+    pub async fn until_told(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.has_untold() {
+            assert!(Instant::now() < end, "a reference stays untold: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// `kill -9`, once it has noted which of its answers arrived: that takes a moment.
+    pub fn kill(&mut self) {
         let end = Instant::now() + Duration::from_millis(500);
-        while let Ok(mut entries) = fs::read_dir(self.state_dir().join("volumes"))
-            && entries.any(|entry| entry.is_ok_and(untold))
-            && Instant::now() < end
-        {
+        while self.has_untold() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(2));
         }
         if let Some(mut child) = self.daemon.take() {
