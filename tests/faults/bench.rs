@@ -528,22 +528,35 @@ impl Bench {
 
     /// Whether the fault ended the daemon. It may also die of something that it does after its
     /// answer.
-    async fn has_died(&mut self, fault: &Fault, answer: &Result<(), String>) -> bool {
+    async fn has_died(&mut self, fault: &Fault, nth: u32, answer: &Result<(), String>) -> bool {
         let lost = answer.as_ref().is_err_and(|error| error.starts_with("no answer"));
-        let patience = match (fault.kills(), lost) {
-            (false, _) => Duration::ZERO,
-            (true, false) => Duration::from_millis(50),
-            (true, true) => Duration::from_secs(5),
-        };
-        let end = Instant::now() + patience;
+        let begun = Instant::now();
+        let mut quiet = begun;
         while !self.node.has_ended() {
-            if Instant::now() >= end {
-                assert!(!lost, "it broke the connection and lives");
+            let doomed = lost || self.is_doomed(fault, nth);
+            if doomed || self.node.has_untold() {
+                quiet = Instant::now();
+            }
+            let patience = Duration::from_millis(if fault.kills() { 50 } else { 0 });
+            if quiet.elapsed() >= patience || begun.elapsed() > Duration::from_secs(20) {
+                assert!(!doomed, "it met what kills it and lives: {answer:?}");
                 return false;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         true
+    }
+
+    /// Whether the gate has noted an effect that is the daemon's last.
+    fn is_doomed(&self, fault: &Fault, nth: u32) -> bool {
+        let log = fs::read_to_string(self.faults.path().join("log")).unwrap_or_default();
+        let met = |line: &str| match line.split_once(' ') {
+            Some((number, what)) if number == nth.to_string() => {
+                what != "end" && (fault.name() != "kill-midway" || what.starts_with("process"))
+            }
+            _ => false,
+        };
+        fault.kills() && log.lines().any(met)
     }
 
     /// What a reserve left of which nobody knows whose it is, is left alone for 10 minutes: these

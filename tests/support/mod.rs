@@ -372,7 +372,7 @@ impl Node {
     }
 
     /// Whether it has yet to note that an engine got its answer.
-    fn has_untold(&self) -> bool {
+    pub fn has_untold(&self) -> bool {
         let untold = |file: fs::DirEntry| {
             fs::read_to_string(file.path()).is_ok_and(|entry| entry.contains("\"untold\""))
         };
