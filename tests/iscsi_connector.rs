@@ -702,13 +702,8 @@ impl Writer {
         Self { stop, written, thread }
     }
 
-    async fn until_it_goes_on(&self) {
-        let before = self.written.load(Ordering::Relaxed);
-        let end = Instant::now() + Duration::from_secs(120);
-        while self.written.load(Ordering::Relaxed) < before + 2 {
-            assert!(Instant::now() < end && !self.thread.is_finished(), "no write succeeds");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    fn count(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// How much was written, if every write succeeded.
@@ -716,6 +711,18 @@ impl Writer {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap().unwrap();
         self.written.load(Ordering::Relaxed)
+    }
+}
+
+/// Waits until each has written twice from now on: once may have been under way.
+async fn until_all_go_on(writers: &[Writer]) {
+    let before: Vec<u64> = writers.iter().map(Writer::count).collect();
+    let end = Instant::now() + Duration::from_secs(120);
+    for (writer, before) in writers.iter().zip(before) {
+        while writer.count() < before + 2 {
+            assert!(Instant::now() < end && !writer.thread.is_finished(), "no write succeeds");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 }
 
@@ -758,12 +765,12 @@ async fn iscsid_may_be_restarted_at_any_moment() {
     let sequence = disk_sequence(&device.path);
 
     // While it is used.
-    let writer = Writer::start(&device.path, Duration::from_millis(20));
-    writer.until_it_goes_on().await;
+    let writer = [Writer::start(&device.path, Duration::from_millis(20))];
+    until_all_go_on(&writer).await;
     again_and_again(2).await.unwrap();
-    writer.until_it_goes_on().await;
+    until_all_go_on(&writer).await;
     assert_eq!((target.sessions().len(), disk_sequence(&device.path)), (1, sequence));
-    let written = writer.stop();
+    let [written] = writer.map(Writer::stop);
 
     // While it logs out.
     let restarts = again_and_again(3);
@@ -809,15 +816,11 @@ async fn of_64_luns_behind_one_target_one_goes_and_63_go_on() {
     let before = sequences();
     let pause = Duration::from_secs(1);
     let writers: Vec<_> = disks.iter().map(|path| Writer::start(path, pause)).collect();
-    for writer in &writers {
-        writer.until_it_goes_on().await;
-    }
+    until_all_go_on(&writers).await;
 
     attacher.disconnect(&records[0]).await.unwrap();
     assert!(!gone.path.exists());
-    for writer in &writers {
-        writer.until_it_goes_on().await;
-    }
+    until_all_go_on(&writers).await;
     assert_eq!(sequences(), before);
     assert_eq!(target.sessions().len(), 1);
 

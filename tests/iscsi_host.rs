@@ -238,11 +238,10 @@ async fn a_lun_with_another_volumes_filesystem_is_refused_and_left_as_it_was() {
         two.display()
     );
     sh(&swap);
+    // Of what is allocated: an emulated processor takes long for a GiB of holes.
     let digest = |file: &Path| {
-        sh(&format!(
-            "cp --sparse=always {0} {0}.copy && sha256sum <{0}.copy; rm {0}.copy",
-            file.display()
-        ))
+        let (dir, name) = (file.parent().unwrap().display(), file.file_name().unwrap().display());
+        sh(&format!("tar -c --sparse --mtime=@0 -C {dir} {name} | sha256sum"))
     };
     let before = [digest(&one), digest(&two)];
     for (id, name) in &images {

@@ -2,8 +2,8 @@
 //!
 //! Needs root, tgtd, open-iscsi and a kernel with iscsi_tcp: a scenario runs it in a node of the
 //! rig. Everything is some ten times slower there, so only what differs most from loop devices is
-//! run by default; the rest is ignored until somebody asks for it, and [`FAULTS_VARIABLE`] names
-//! the faults.
+//! run by default ([`by_default`]). With [`FAULTS_VARIABLE`] the faults that it names happen at
+//! every effect; other operations are ignored tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -165,15 +165,16 @@ impl Drop for Initiator {
     }
 }
 
-/// What a case by default is worth: kills before what changes something (before a look it is the
-/// same as before the next change), and lost answers of this host. On loop devices all of them run
-/// anyway; the cloud's answers are no different here.
+/// The cases that are run by default. A kill before a look is one before the next change, and one
+/// before the second half of a journal write leaves what the first half does. On loop devices all
+/// cases run anyway, and what the cloud answers is no different here, nor what a mountpoint does.
 fn by_default(fault: &str, what: &str) -> bool {
-    let is_look = what.starts_with("cloud GET") || what.starts_with("journal write");
-    match fault {
-        "kill-before" => !is_look,
-        _ => ["process iscsiadm", "kernel ", "file "].iter().any(|kind| what.starts_with(kind)),
-    }
+    let is_of_iscsi =
+        ["process iscsiadm", "kernel ", "file write the node", "file remove the node"]
+            .iter()
+            .any(|kind| what.starts_with(kind));
+    let changes = ["cloud P", "cloud DELETE", "journal rename", "process "];
+    is_of_iscsi || (fault == "kill-before" && changes.iter().any(|kind| what.starts_with(kind)))
 }
 
 /// The faults that were asked for, at every effect; else two at some.
