@@ -751,7 +751,7 @@ async fn iscsid_may_be_restarted_at_any_moment() {
         })
     };
     // While it logs in: it may fail, but then it leaves nothing; and soon it succeeds.
-    let restarts = again_and_again(3);
+    let restarts = again_and_again(2);
     let mut record = attacher.plan(&info).unwrap();
     let mut device = attacher.connect(&mut record, &info, SIZE).await;
     restarts.await.unwrap();
@@ -767,13 +767,13 @@ async fn iscsid_may_be_restarted_at_any_moment() {
     // While it is used.
     let writer = [Writer::start(&device.path, Duration::from_millis(20))];
     until_all_go_on(&writer).await;
-    again_and_again(2).await.unwrap();
+    again_and_again(1).await.unwrap();
     until_all_go_on(&writer).await;
     assert_eq!((target.sessions().len(), disk_sequence(&device.path)), (1, sequence));
     let [written] = writer.map(Writer::stop);
 
     // While it logs out.
-    let restarts = again_and_again(3);
+    let restarts = again_and_again(2);
     let disconnected = attacher.disconnect(&record).await;
     restarts.await.unwrap();
     if let Err(error) = disconnected {

@@ -81,7 +81,7 @@ struct Lab {
 
 impl Lab {
     async fn new() -> Self {
-        let bench = Bench::on(Storage::Iscsi, flow(false)).await;
+        let mut bench = Bench::on(Storage::Iscsi, flow(false)).await;
         let plans = bench.faults.path().join("iscsiadm");
         fs::create_dir(&plans).unwrap();
         let tool = bench.faults.path().join("tools/iscsiadm");
@@ -102,6 +102,8 @@ impl Lab {
         );
         fs::write(&tool, script).unwrap();
         fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+        // Tools are looked up once.
+        bench.restart().await;
         Self { bench, plans }
     }
 
@@ -212,8 +214,10 @@ async fn an_answer_that_asks_for_another_login() {
         let id = lab.create(&name).await;
         lab.arm("login", &id, &format!("[ $(wc -l <$plan.calls) -gt 1 ] || {}", answer.shell));
         let said = lab.bench.node.mount(&name, "c").await;
-        table.push(row("login", answer, lab.disarm("login", &id), &said));
+        let calls = lab.disarm("login", &id);
+        table.push(row("login", answer, calls, &said));
         said.unwrap();
+        assert_eq!(calls, 2, "{table:?}");
         lab.bench.node.unmount(&name, "c").await.unwrap();
     }
     lab.end(&table).await;

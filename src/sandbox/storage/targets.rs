@@ -20,8 +20,8 @@ use crate::sandbox::state::Chap;
 const PORTS: std::ops::Range<u16> = 20_000..32_767;
 /// tgtd's control socket; the control port is appended.
 const SOCKET: &str = "/var/run/tgtd/socket";
-/// tgtd says at once whether it could start, to those who ask it.
-const STARTED_WITHIN: Duration = Duration::from_secs(5);
+/// tgtd says at once whether it could start, to those who ask it; on a busy machine, late.
+const STARTED_WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 const TOOL_TIMEOUT: Duration = Duration::from_secs(10);
 /// tgtadm says this of a target with a session.

@@ -21,7 +21,7 @@ pub const DEBIAN_12_PLAIN: &str = "debian-12-plain";
 pub const MOUNT_POINT: &str = "/var/lib/cinder/mount";
 
 /// Whole seconds that a command in a node may take.
-const LIMIT: &str = "300";
+const LIMIT: &str = "600";
 
 /// A virtual machine. It is thrown away when dropped, unless `CINDER_RIG_KEEP=1`.
 #[derive(Debug)]
