@@ -247,10 +247,17 @@ async fn every_answer_to_a_logout() {
             assert_eq!((is_there, calls, status.as_str()), (0, 1, "available"), "{row}");
         } else {
             let error = said.unwrap_err();
-            assert!(error.contains(&name), "{row}");
+            let words = match answer.name {
+                "killed" => "iscsiadm was killed",
+                // All the time that Docker gives goes by.
+                "hangs" => "goes on",
+                "garbage, exit 0" | "nothing, exit 0" => "but the kernel has it (exit 0)",
+                exit => exit,
+            };
+            assert!(error.contains(words) && error.contains(&name), "{row}");
             assert_eq!((is_there, status.as_str()), (1, "in-use"), "{row}");
-            // And more of them, each after a moment; one that hangs costs all the time there is.
-            assert!(calls == 5 || answer.name == "hangs", "{row}");
+            // By now the background may have tried, too.
+            assert!(calls >= 5 || answer.name == "hangs", "{row}");
         }
         lab.until_free(&name).await;
         assert_eq!(sessions(&id), 0, "{row}");

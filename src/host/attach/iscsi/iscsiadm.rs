@@ -57,7 +57,7 @@ pub fn verdict(code: Option<i32>) -> Verdict {
 }
 
 /// An exit code in words, with what an operator can do.
-pub fn meaning(code: Option<i32>) -> &'static str {
+fn meaning(code: Option<i32>) -> &'static str {
     match code {
         None => "iscsiadm was killed",
         Some(0 | 15) => "iscsiadm says that there is a session, but the kernel shows none",
@@ -88,6 +88,29 @@ pub fn meaning(code: Option<i32>) -> &'static str {
     }
 }
 
+/// How a login ended, in words.
+pub fn login_said(code: Option<i32>) -> String {
+    with_code(meaning(code), code)
+}
+
+/// How a logout ended that left the session there, in words.
+pub fn logout_said(code: Option<i32>) -> String {
+    match code {
+        // They mean that there is nothing to log out of.
+        Some(0 | 15 | 21) => {
+            with_code("iscsiadm says that the session is gone, but the kernel has it", code)
+        }
+        _ => with_code(meaning(code), code),
+    }
+}
+
+fn with_code(meaning: &str, code: Option<i32>) -> String {
+    match code {
+        Some(code) => format!("{meaning} (exit {code})"),
+        None => meaning.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +129,16 @@ mod tests {
     fn refused_credentials_are_never_tried_again() {
         assert_eq!(verdict(Some(24)), Verdict::GiveUp);
         assert!(meaning(Some(24)).contains("CHAP"));
+    }
+
+    #[test]
+    fn a_logout_that_left_its_session_is_not_told_as_a_login() {
+        for code in [0, 21] {
+            let said = logout_said(Some(code));
+            assert!(said.contains("the kernel has it") && said.contains(&code.to_string()));
+        }
+        assert!(logout_said(Some(20)).contains("iscsid does not run"));
+        assert_eq!(logout_said(None), "iscsiadm was killed");
     }
 
     #[test]

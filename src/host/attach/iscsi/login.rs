@@ -207,12 +207,7 @@ impl Connector<'_> {
         }
         Err(match code {
             Ok(code) => Failure {
-                error: HostError::Login {
-                    what: match code {
-                        Some(n) => format!("{what}: {} (exit {n})", iscsiadm::meaning(code)),
-                        None => format!("{what}: {}", iscsiadm::meaning(code)),
-                    },
-                },
+                error: HostError::Login { what: format!("{what}: {}", iscsiadm::login_said(code)) },
                 give_up: iscsiadm::verdict(code) == Verdict::GiveUp,
             },
             Err(source) => {
@@ -294,8 +289,14 @@ impl Connector<'_> {
                 sleep(PAUSE).await;
             }
             match self.exec.output(&iscsiadm::logout(session.id)).await {
-                Ok(output) if output.code == Some(20) => self.start_daemon().await,
-                Ok(output) => said = iscsiadm::meaning(output.code).to_owned(),
+                Ok(output) => {
+                    said = iscsiadm::logout_said(output.code);
+                    if iscsiadm::verdict(output.code) == Verdict::StartDaemon
+                        && session.directory.exists()
+                    {
+                        self.start_daemon().await;
+                    }
+                }
                 Err(error) => said = Chain(&error).to_string(),
             }
             if !session.directory.exists() {
