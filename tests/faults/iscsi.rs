@@ -23,7 +23,7 @@ use crate::table::{Choice, chosen_cases, flow};
 pub mod initiator;
 
 /// Names of faults, with blanks between them.
-const FAULTS_VARIABLE: &str = "CINDER_ISCSI_FAULTS";
+pub const FAULTS_VARIABLE: &str = "CINDER_ISCSI_FAULTS";
 /// A process that is gone before it did anything, and one whose work is done and not known: what
 /// is between them is no step of ours.
 const DEFAULT_FAULTS: &str = "kill-before lose";

@@ -15,7 +15,7 @@ use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
 use crate::bench::{Bench, Storage};
-use crate::iscsi::initiator;
+use crate::iscsi::{FAULTS_VARIABLE, initiator};
 use crate::table::flow;
 
 /// What iscsiadm does and answers. `$real "$@"` does what was asked.
@@ -64,6 +64,18 @@ const ANSWERS: [Answer; 20] = [
     done("done, killed", "$real \"$@\"; kill -9 $$"),
     // As open-iscsi 2.1.10 does.
     done("done, hangs", "$real \"$@\"; exec sleep 1000"),
+];
+
+/// What a logout, which is tried five times, gets by default.
+const SOME: [&str; 8] = [
+    "exit 8",
+    "exit 20",
+    "exit 21",
+    "killed",
+    "hangs",
+    "nothing, exit 0",
+    "done, exit 8",
+    "done, hangs",
 ];
 
 const GARBAGE: &str = "head -c 300000 /dev/urandom; head -c 300000 /dev/urandom >&2; exit 0";
@@ -225,8 +237,8 @@ async fn an_answer_that_asks_for_another_login() {
 
 /// What an Unmount says, and when the session is gone; Cinder hears of it only then.
 #[tokio::test]
-async fn every_answer_to_a_logout() {
-    if !initiator::is_here("every_answer_to_a_logout") {
+async fn answers_to_a_logout() {
+    if !initiator::is_here("answers_to_a_logout") {
         return;
     }
     let lab = Lab::new().await;
@@ -263,7 +275,9 @@ async fn every_answer_to_a_logout() {
         assert_eq!(sessions(&id), 0, "{row}");
         row
     };
-    let cases = ANSWERS.iter().enumerate().map(|(number, answer)| case(number, answer));
+    let all = std::env::var_os(FAULTS_VARIABLE).is_some();
+    let chosen = ANSWERS.iter().filter(|answer| all || SOME.contains(&answer.name));
+    let cases = chosen.enumerate().map(|(number, answer)| case(number, answer));
     let table: Vec<String> = stream::iter(cases).buffered(AT_A_TIME).collect().await;
     lab.end(&table).await;
 }
@@ -271,6 +285,7 @@ async fn every_answer_to_a_logout() {
 /// A Mount that fails after its login logs out again, whatever iscsiadm says to that; its own error
 /// is what Docker hears.
 #[tokio::test]
+#[ignore = "takes long"]
 async fn every_answer_to_the_logout_of_a_mount_that_failed() {
     if !initiator::is_here("every_answer_to_the_logout_of_a_mount_that_failed") {
         return;
@@ -288,7 +303,9 @@ async fn every_answer_to_the_logout_of_a_mount_that_failed() {
         let calls = lab.disarm("logout", &id);
         let row = row("undoing", answer, calls, &said);
         let error = said.unwrap_err();
-        assert!(error.contains("400") && error.contains(&name), "{row}");
+        // Five that hang take longer than Docker waits.
+        let words = if answer.name == "hangs" { "goes on" } else { "400" };
+        assert!(error.contains(words) && error.contains(&name), "{row}");
         if answer.login.is_none() {
             assert_eq!((is_there, calls, status.as_str()), (0, 1, "available"), "{row}");
         } else {
