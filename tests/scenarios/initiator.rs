@@ -99,15 +99,13 @@ async fn the_connector_works_with_the_initiator_of_debian_13() {
     initiator(DEBIAN_13).await;
 }
 
-/// A Mount and an Unmount with real iSCSI: the daemon is killed, answers are lost, iscsiadm says
-/// anything. A session of somebody else to the same portal stays as it is.
-#[tokio::test]
-async fn nothing_is_lost_on_iscsi_whatever_goes_wrong() {
+/// Runs a module of `tests/faults/` in a node.
+async fn faults(module: &'static str) {
     if !is_asked_for() {
         return;
     }
     let programs = tokio::task::spawn_blocking(|| programs(&[FAULTS])).await.unwrap();
-    let node = Node::boot("faults", DEBIAN_12).await;
+    let node = Node::boot(module, DEBIAN_12).await;
     for (name, program) in &programs {
         put_stripped(&node, program, &format!("/root/{name}")).await;
     }
@@ -121,7 +119,7 @@ async fn nothing_is_lost_on_iscsi_whatever_goes_wrong() {
     // It may take longer than one command in a node may: it says itself that it has ended.
     node.sh(&format!(
         "{faults} CINDER_RIG=1 CINDER_DRIVER_BINARY=/root/{DAEMON} setsid sh -c '/root/{FAULTS} \
-         iscsi --nocapture --test-threads 1 {more}; echo ended' >/root/log 2>&1 </dev/null &"
+         {module}:: --nocapture --test-threads 1 {more}; echo ended' >/root/log 2>&1 </dev/null &"
     ))
     .await;
     let said = loop {
@@ -131,7 +129,20 @@ async fn nothing_is_lost_on_iscsi_whatever_goes_wrong() {
             break said;
         }
     };
-    let shown = format!("{said}\nfaults on iSCSI: {} s\n", begun.elapsed().as_secs());
+    let shown = format!("{said}\nfaults in {module}: {} s\n", begun.elapsed().as_secs());
     std::io::stderr().write_all(shown.as_bytes()).unwrap();
     assert!(said.contains("test result: ok.") && !said.contains("SKIPPED"), "{said}");
+}
+
+/// A Mount and an Unmount with real iSCSI: the daemon is killed, answers are lost. A session of
+/// somebody else to the same portal stays as it is.
+#[tokio::test]
+async fn nothing_is_lost_on_iscsi_whatever_goes_wrong() {
+    faults("iscsi").await;
+}
+
+/// Logins and logouts: iscsiadm says anything, hangs, is killed.
+#[tokio::test]
+async fn nothing_is_lost_on_iscsi_whatever_iscsiadm_says() {
+    faults("iscsiadm").await;
 }
