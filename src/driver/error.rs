@@ -1,5 +1,7 @@
 //! What the driver says when it cannot or will not.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::journal::JournalError;
@@ -48,6 +50,9 @@ pub enum DriverError {
     /// The journal could not be written or read.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// What several callers are told who asked the same at once.
+    #[error(transparent)]
+    Shared(#[from] Arc<DriverError>),
     /// What was being done, and to which volume.
     #[error("cannot {action} volume \"{name}\"")]
     Operation {

@@ -42,7 +42,7 @@ impl Driver {
             Some(_) => caller.deadline.min(tokio::time::Instant::now() + PATIENCE_FOR_KNOWN),
             None => caller.deadline,
         };
-        let answer = timeout_at(patience, self.find(&name)).await.unwrap_or_else(|_| {
+        let answer = timeout_at(patience, self.find_for_many(&name)).await.unwrap_or_else(|_| {
             Err(DriverError::NotYet("Cinder does not answer; try again later".to_owned()))
         });
         match (answer, known) {

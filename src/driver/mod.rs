@@ -8,6 +8,7 @@ mod attach;
 mod create;
 mod error;
 mod failover;
+mod flights;
 mod get;
 pub mod journal;
 mod list;
@@ -73,6 +74,8 @@ pub struct Driver {
     journal: Journal,
     volumes: Locks<Uuid>,
     creating: Locks<String>,
+    /// Look-ups for Get.
+    looking_up: flights::Flights<String, Result<resolve::Lookup, Arc<DriverError>>>,
     failover: failover::Failover,
     /// When to let go of a mount that has no users.
     idle: Mutex<HashMap<Uuid, Instant>>,
@@ -119,6 +122,7 @@ impl Driver {
             journal,
             volumes: Locks::default(),
             creating: Locks::default(),
+            looking_up: flights::Flights::default(),
             failover,
             idle: Mutex::default(),
             work: Notify::new(),

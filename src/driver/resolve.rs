@@ -4,6 +4,8 @@
 //! unique: none → not found; one → it; several → an error that lists the ids, unless the journal
 //! knows which is ours.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::journal::{Entry, Facts};
@@ -11,7 +13,7 @@ use super::{Driver, DriverError, VolumeName, metadata};
 use crate::openstack::{Volume, VolumeStatus};
 
 /// What Cinder has under a name.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Lookup {
     /// One volume.
     Found(Box<Volume>),
@@ -24,10 +26,14 @@ pub(super) enum Lookup {
 impl Driver {
     /// The volume of this name. One that is being deleted does not exist.
     pub(super) async fn find(&self, name: &VolumeName) -> Result<Volume, DriverError> {
-        match self.look_up(name).await? {
-            Lookup::Found(volume) => Ok(*volume),
-            Lookup::Leaving | Lookup::Nothing => Err(DriverError::NotFound(name.to_string())),
-        }
+        found(name, self.look_up(name).await?)
+    }
+
+    /// The same for Get: who asks at once shares an answer that was asked for after they did.
+    pub(super) async fn find_for_many(&self, name: &VolumeName) -> Result<Volume, DriverError> {
+        let key = name.to_string();
+        let ask = || async { self.look_up(name).await.map_err(Arc::new) };
+        found(name, self.looking_up.share(&key, ask).await?)
     }
 
     /// Looks a name up. An error means that Cinder gave no complete answer, or an ambiguous one.
@@ -115,6 +121,13 @@ impl Driver {
             }
         }
         Ok(())
+    }
+}
+
+fn found(name: &VolumeName, lookup: Lookup) -> Result<Volume, DriverError> {
+    match lookup {
+        Lookup::Found(volume) => Ok(*volume),
+        Lookup::Leaving | Lookup::Nothing => Err(DriverError::NotFound(name.to_string())),
     }
 }
 
