@@ -4,12 +4,12 @@
 //! goes on without its answer.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::journal::{AttachmentRecord, AttachmentStage, Facts};
-use super::mount::{FASTEST_POLL, SLOWEST_POLL};
 use super::{Driver, DriverError, VolumeName, metadata};
 use crate::config::AttachFlowSetting;
 use crate::host::attach::{Device, DeviceRecord};
@@ -17,6 +17,10 @@ use crate::openstack::{AttachFlow, CloudError, CloudErrorKind, Reservation, Volu
 
 /// Bytes of a GiB.
 const GIB: u64 = 1 << 30;
+/// First wait between two looks at a volume beside a call; it doubles up to [`SLOWEST_LOOK`].
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+/// Longest wait between two looks.
+const SLOWEST_LOOK: Duration = Duration::from_secs(1);
 
 /// How a reserve ended.
 #[derive(Debug)]
@@ -242,13 +246,13 @@ impl Driver {
         call: impl Future<Output = T>,
     ) -> Result<T, DriverError> {
         let mut call = pin!(call);
-        let mut pause = FASTEST_POLL;
+        let mut pause = FIRST_LOOK;
         loop {
             if let Ok(answer) = timeout(pause, &mut call).await {
                 return Ok(answer);
             }
             self.note_stamp(reservation).await?;
-            pause = (pause * 2).min(SLOWEST_POLL);
+            pause = (pause * 2).min(SLOWEST_LOOK);
         }
     }
 

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::journal::{Creation, VERSION};
 use super::metadata::{self, FormatState};
 use super::options::{CreateOptions, Source};
+use super::pace::Pace;
 use super::resolve::Lookup;
 use super::{Driver, DriverError, VolumeName};
 use crate::docker::Caller;
@@ -58,7 +59,7 @@ impl Driver {
         name: &VolumeName,
         deadline: Instant,
     ) -> Result<Option<Volume>, DriverError> {
-        let mut pause = FASTEST_POLL;
+        let mut pace = Pace::new();
         loop {
             match self.look_up(name).await? {
                 Lookup::Found(volume) => return Ok(Some(*volume)),
@@ -70,8 +71,7 @@ impl Driver {
                     "an older volume of this name is still being deleted in Cinder".to_owned(),
                 ));
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(SLOWEST_POLL);
+            pace.next().await;
         }
     }
 
@@ -152,7 +152,7 @@ impl Driver {
         mut volume: Volume,
         deadline: Instant,
     ) -> Result<Volume, DriverError> {
-        let mut pause = FASTEST_POLL;
+        let mut pace = Pace::new();
         while matches!(volume.status, VolumeStatus::Creating | VolumeStatus::Downloading) {
             if Instant::now() > deadline {
                 return Err(DriverError::NotYet(format!(
@@ -160,8 +160,7 @@ impl Driver {
                     volume.id
                 )));
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(SLOWEST_POLL);
+            pace.next().await;
             volume = match self.cloud.volume(volume.id).await {
                 Ok(volume) => volume,
                 Err(error) if error.is_not_found() => {

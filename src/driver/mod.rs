@@ -18,6 +18,7 @@ mod mount;
 mod name;
 mod operate;
 pub mod options;
+mod pace;
 pub mod plan;
 mod prepare;
 mod recover;

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::attach::{Connected, Reserved};
 use super::failover::Takeover;
 use super::journal::{AttachmentStage, Entry, MountRecord};
+use super::pace::Pace;
 use super::plan::{CloudState, Goal, MountState, Observed, Step, plan};
 use super::prepare::Prepared;
 use super::{Driver, DriverError, VolumeName, metadata, references};
@@ -21,10 +22,6 @@ use crate::host::filesystem::{blocking, grow, mount};
 use crate::openstack::{AttachmentInfo, Holder, Reservation, Volume, VolumeStatus};
 use crate::shown::shown;
 
-/// First wait between two looks at a volume; it doubles up to [`SLOWEST_POLL`].
-pub(super) const FASTEST_POLL: Duration = Duration::from_millis(100);
-/// Longest wait between two looks at a volume.
-pub(super) const SLOWEST_POLL: Duration = Duration::from_secs(1);
 /// How long Cinder may take to make a volume ready, the caller long gone.
 const SETTLING_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// How long the device of a mounted volume may be without its session. The kernel's initiator gives
@@ -325,7 +322,7 @@ enum Attached {
 
 /// How long one Mount may wait for what.
 struct Waits {
-    pause: Duration,
+    pace: Pace,
     release_by: Instant,
     settled_by: Instant,
     device_by: Instant,
@@ -335,7 +332,7 @@ impl Waits {
     fn new(wait_for_release: Duration) -> Self {
         let now = Instant::now();
         Self {
-            pause: FASTEST_POLL,
+            pace: Pace::new(),
             release_by: now + wait_for_release,
             settled_by: now + SETTLING_LIMIT,
             device_by: now + DEVICE_LIMIT,
@@ -350,7 +347,7 @@ impl Waits {
                 DEVICE_LIMIT.as_secs()
             )));
         }
-        self.next().await;
+        self.pace.next().await;
         Ok(())
     }
 
@@ -360,7 +357,7 @@ impl Waits {
                 "Cinder has not finished making \"{name}\"; try again later"
             )));
         }
-        self.next().await;
+        self.pace.next().await;
         Ok(())
     }
 
@@ -368,13 +365,8 @@ impl Waits {
         if Instant::now() > self.release_by {
             return Err(());
         }
-        self.next().await;
+        self.pace.next().await;
         Ok(())
-    }
-
-    async fn next(&mut self) {
-        sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(SLOWEST_POLL);
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::pace::Pace;
 use super::{Driver, DriverError, VolumeName, metadata};
 use crate::docker::Caller;
 use crate::error_chain::Chain;
@@ -12,8 +13,6 @@ use crate::openstack::{Volume, VolumeStatus};
 
 /// A volume that is `deleting` for this long is left to Cinder: it finishes alone.
 const DELETING_PATIENCE: Duration = Duration::from_secs(5);
-/// Wait between two looks at a volume that is being deleted.
-const POLL: Duration = Duration::from_millis(200);
 
 impl Driver {
     pub(super) async fn remove_volume(
@@ -102,6 +101,7 @@ impl Driver {
 
     async fn until_deleted(&self, id: Uuid) -> Result<(), DriverError> {
         let end = Instant::now() + DELETING_PATIENCE;
+        let mut pace = Pace::new();
         loop {
             match self.cloud.volume(id).await {
                 Err(error) if error.is_not_found() => return Ok(()),
@@ -124,7 +124,7 @@ impl Driver {
                     _ => {}
                 },
             }
-            sleep(POLL).await;
+            pace.next().await;
         }
     }
 }

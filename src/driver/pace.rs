@@ -1,0 +1,52 @@
+//! How often to look at something that Cinder does in its own time.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+/// First wait between two looks; …
+const FIRST: Duration = Duration::from_millis(25);
+/// … and the longest.
+const LONGEST: Duration = Duration::from_millis(500);
+
+/// Waits that grow with the time that it has taken: late by a third at most, and by half a second.
+#[derive(Debug)]
+pub(super) struct Pace {
+    pause: Duration,
+}
+
+impl Pace {
+    pub fn new() -> Self {
+        Self { pause: FIRST }
+    }
+
+    /// The wait before the next look.
+    pub async fn next(&mut self) {
+        sleep(self.step()).await;
+    }
+
+    fn step(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 3 / 2).min(LONGEST);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cinder_has_done_is_noticed_soon_with_few_looks() {
+        for (takes, late, most) in [(10, 25, 1), (500, 200, 7), (3000, 500, 13), (8000, 500, 23)] {
+            let (mut pace, mut passed, mut looks) = (Pace::new(), Duration::ZERO, 0);
+            while passed < Duration::from_millis(takes) {
+                passed += pace.step();
+                looks += 1;
+            }
+            let found = passed - Duration::from_millis(takes);
+            assert!(found <= Duration::from_millis(late), "{takes}: {found:?} late");
+            assert!(looks <= most, "{takes}: {looks} looks");
+        }
+    }
+}
