@@ -172,7 +172,7 @@ impl Driver {
             tokio::join!(self.host.attacher.connect(&mut record, &info, size), tell,);
         // The completion may follow at once.
         let noted = match (&device, told) {
-            (Ok(_), Ok(())) => self.note_device(id, &record, AttachmentStage::Completing).await,
+            (Ok(_), Ok(())) => self.note_connected(reservation, &record).await,
             (_, told) => told,
         };
         match (device, noted) {
@@ -198,6 +198,31 @@ impl Driver {
                 entry.device = Some(record);
                 if let Some(attachment) = &mut entry.attachment {
                     attachment.stage = stage;
+                }
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// The device is there, and the completion may be sent.
+    async fn note_connected(
+        &self,
+        reservation: &Reservation,
+        record: &DeviceRecord,
+    ) -> Result<(), DriverError> {
+        let id = reservation.volume_id;
+        if reservation.flow == AttachFlow::Actions {
+            // Whether there is an attachment to look for, only this says.
+            return self.note_device(id, record, AttachmentStage::Completing).await;
+        }
+        // The attachment is known by its id in any stage, and the device by the record that was
+        // written before: mkfs or the mount is noted before anything else happens.
+        let record = record.clone();
+        self.journal
+            .update_with_next(id, |entry| {
+                entry.device = Some(record);
+                if let Some(attachment) = &mut entry.attachment {
+                    attachment.stage = AttachmentStage::Completing;
                 }
             })
             .await?;

@@ -224,17 +224,21 @@ impl Driver {
         );
         if let Ok(attachment_id) = &completed {
             let attachment_id = attachment_id.clone();
-            self.update_attachment(id, |attachment| {
-                attachment.stage = AttachmentStage::Attached;
-                attachment.attachment_id = Some(attachment_id);
-            })
-            .await?;
+            // Both are written with the reference, or with what is undone.
+            self.journal
+                .update_with_next(id, |entry| {
+                    if let Some(attachment) = &mut entry.attachment {
+                        attachment.stage = AttachmentStage::Attached;
+                        attachment.attachment_id = Some(attachment_id);
+                    }
+                })
+                .await?;
         }
         let mount = mounted?;
         completed?;
         let entry = self
             .journal
-            .update(id, |entry| {
+            .update_with_next(id, |entry| {
                 entry.mount = Some(mount);
                 entry.formatting = None;
                 entry.names.insert(name.to_string());

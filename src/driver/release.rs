@@ -96,7 +96,13 @@ impl Driver {
                     let what = || format!("rmdir {}", record.at.display());
                     effects::run_blocking(Kind::File, what, || std::fs::remove_dir(&record.at))
                         .ok();
-                    self.journal.update_regardless(id, |entry| entry.mount = None).await?;
+                    let unmounted = |entry: &mut Entry| entry.mount = None;
+                    match entry.device {
+                        // Written when the device is gone, before Cinder is told: until then the
+                        // kernel says that nothing is mounted.
+                        Some(_) => self.journal.update_with_next(id, unmounted).await?,
+                        None => self.journal.update_regardless(id, unmounted).await?,
+                    };
                 }
             }
             (Step::RemoveDevice, _, Some(device), _) => {

@@ -89,8 +89,8 @@ impl Driver {
                 entry.facts = Some(facts);
             })
             .await?;
-        for entry in self.journal.all() {
-            if entry.volume_id != volume.id && entry.names.contains(name.as_str()) {
+        for entry in self.journal.all_named(name.as_str()) {
+            if entry.volume_id != volume.id {
                 self.take_name(&entry, name.as_str()).await?;
             }
         }
@@ -115,10 +115,8 @@ impl Driver {
 
     /// The name is proven gone from Cinder: forget it, and the volume if nothing is held for it.
     pub(super) async fn forget_name(&self, name: &str) -> Result<(), DriverError> {
-        for entry in self.journal.all() {
-            if entry.names.contains(name) {
-                self.take_name(&entry, name).await?;
-            }
+        for entry in self.journal.all_named(name) {
+            self.take_name(&entry, name).await?;
         }
         Ok(())
     }

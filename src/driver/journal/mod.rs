@@ -7,7 +7,7 @@
 mod entry;
 pub(super) mod file;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,7 +65,7 @@ pub enum JournalError {
 #[derive(Debug)]
 pub struct Journal {
     directory: PathBuf,
-    entries: Mutex<HashMap<Uuid, Arc<Entry>>>,
+    entries: Mutex<Entries>,
     unusable: HashMap<Uuid, (PathBuf, String)>,
     creations: Mutex<HashMap<Uuid, Creation>>,
     behind: Mutex<HashSet<Uuid>>,
@@ -130,12 +130,17 @@ impl Journal {
         if let Some((path, reason)) = self.unusable.get(&id) {
             return Err(JournalError::Unusable { path: path.clone(), reason: reason.clone() });
         }
-        Ok(self.lock_entries().get(&id).cloned())
+        Ok(self.lock_entries().by_id.get(&id).cloned())
     }
 
     /// Every usable entry.
     pub fn all(&self) -> Vec<Arc<Entry>> {
-        self.lock_entries().values().cloned().collect()
+        self.lock_entries().by_id.values().cloned().collect()
+    }
+
+    /// Every entry that has this Docker name.
+    pub fn all_named(&self, name: &str) -> Vec<Arc<Entry>> {
+        self.lock_entries().named(name).cloned().collect()
     }
 
     /// The volumes whose entries cannot be used: id, file and reason.
@@ -147,7 +152,7 @@ impl Journal {
     pub fn by_name(&self, name: &str) -> Option<Arc<Entry>> {
         let entries = self.lock_entries();
         // A name can pass from one volume to another; what is mounted here answers to it.
-        let mut found = entries.values().filter(|entry| entry.names.contains(name));
+        let mut found = entries.named(name);
         let first = found.next()?;
         Some(found.find(|entry| entry.mount.is_some()).unwrap_or(first).clone())
     }
@@ -160,15 +165,32 @@ impl Journal {
     ) -> Result<Arc<Entry>, JournalError> {
         let _writing = self.writing.lock(&id).await;
         let (entry, changed) = self.changed(id, change)?;
-        if changed {
+        if changed || self.lock_behind().contains(&id) {
             let path = self.path_of(id);
             file::write(&path, &*entry).await.map_err(|source| JournalError::Io {
                 action: "write",
                 path,
                 source,
             })?;
-            self.lock_entries().insert(id, entry.clone());
+            self.lock_entries().insert(entry.clone());
             self.lock_behind().remove(&id);
+        }
+        Ok(entry)
+    }
+
+    /// Changes an entry in memory; its file follows with the entry's next change, or soon. Only for
+    /// what another change follows at once, and for facts that a crash may forget: the file is then
+    /// behind on the safe side, and names what may still have to be undone.
+    pub async fn update_with_next(
+        &self,
+        id: Uuid,
+        change: impl FnOnce(&mut Entry),
+    ) -> Result<Arc<Entry>, JournalError> {
+        let _writing = self.writing.lock(&id).await;
+        let (entry, changed) = self.changed(id, change)?;
+        if changed {
+            self.lock_entries().insert(entry.clone());
+            self.lock_behind().insert(id);
         }
         Ok(entry)
     }
@@ -183,8 +205,8 @@ impl Journal {
     ) -> Result<Arc<Entry>, JournalError> {
         let _writing = self.writing.lock(&id).await;
         let (entry, changed) = self.changed(id, change)?;
-        if changed {
-            self.lock_entries().insert(id, entry.clone());
+        if changed || self.lock_behind().contains(&id) {
+            self.lock_entries().insert(entry.clone());
             self.write_regardless(id, &entry).await;
         }
         Ok(entry)
@@ -217,7 +239,7 @@ impl Journal {
     pub async fn catch_up(&self) {
         for id in self.behind() {
             let _writing = self.writing.lock(&id).await;
-            let entry = self.lock_entries().get(&id).cloned();
+            let entry = self.lock_entries().by_id.get(&id).cloned();
             match entry {
                 Some(entry) => self.write_regardless(id, &entry).await,
                 // Forgotten since.
@@ -235,7 +257,8 @@ impl Journal {
         if self.get(id)?.is_some_and(|entry| entry.has_liabilities()) {
             return Ok(());
         }
-        self.lock_entries().remove(&id);
+        self.lock_entries().remove(id);
+        self.lock_behind().remove(&id);
         let path = self.path_of(id);
         file::remove(&path).await.map_err(|source| JournalError::Io {
             action: "remove",
@@ -288,7 +311,7 @@ impl Journal {
         self.directory.join("creations").join(format!("{nonce}.json"))
     }
 
-    fn lock_entries(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Entry>>> {
+    fn lock_entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -308,18 +331,53 @@ pub fn peek(directory: &Path) -> io::Result<Vec<(PathBuf, Result<Entry, String>)
     Ok(entries.into_iter().map(|(path, entry)| (path, entry.and_then(check_version))).collect())
 }
 
-type Entries = HashMap<Uuid, Arc<Entry>>;
+/// The entries, and which of them have a name: that is asked with every call of Docker.
+#[derive(Debug, Default)]
+struct Entries {
+    by_id: HashMap<Uuid, Arc<Entry>>,
+    by_name: HashMap<String, BTreeSet<Uuid>>,
+}
+
+impl Entries {
+    fn insert(&mut self, entry: Arc<Entry>) {
+        let old = self.by_id.get(&entry.volume_id);
+        if old.is_none_or(|old| old.names != entry.names) {
+            self.remove(entry.volume_id);
+            for name in &entry.names {
+                self.by_name.entry(name.clone()).or_default().insert(entry.volume_id);
+            }
+        }
+        self.by_id.insert(entry.volume_id, entry);
+    }
+
+    fn remove(&mut self, id: Uuid) {
+        let Some(old) = self.by_id.remove(&id) else { return };
+        for name in &old.names {
+            if let Some(ids) = self.by_name.get_mut(name) {
+                ids.remove(&id);
+                if ids.is_empty() {
+                    self.by_name.remove(name);
+                }
+            }
+        }
+    }
+
+    fn named(&self, name: &str) -> impl Iterator<Item = &Arc<Entry>> {
+        self.by_name.get(name).into_iter().flatten().filter_map(|id| self.by_id.get(id))
+    }
+}
+
 type Unusable = HashMap<Uuid, (PathBuf, String)>;
 
 fn read_entries(directory: &Path) -> io::Result<(Entries, Unusable)> {
-    let mut usable = HashMap::new();
+    let mut usable = Entries::default();
     let mut unusable = HashMap::new();
     for (path, entry) in file::read_all::<Entry>(directory)? {
         let id = path.file_stem().and_then(|stem| Uuid::parse_str(&stem.to_string_lossy()).ok());
         match (id, entry.and_then(check_version)) {
             (Some(id), Ok(mut entry)) if entry.volume_id == id => {
                 disown_untold(&mut entry.references);
-                usable.insert(id, Arc::new(entry));
+                usable.insert(Arc::new(entry));
             }
             (Some(id), Ok(entry)) => {
                 let reason = format!("it speaks of volume {}", entry.volume_id);
@@ -368,6 +426,51 @@ mod tests {
         journal.forget(id).await.unwrap();
         drop(journal);
         assert!(Journal::open(dir.path()).unwrap().all().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_name_is_found_wherever_it_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+        let ids = |name: &str| {
+            let mut ids: Vec<_> = journal.all_named(name).iter().map(|e| e.volume_id).collect();
+            ids.sort();
+            ids
+        };
+        for id in [one, other] {
+            journal.update(id, |entry| entry.names.extend(["web".into()])).await.unwrap();
+        }
+        journal.update(one, |entry| entry.names.extend(["db".into()])).await.unwrap();
+        assert_eq!(ids("web"), [one.min(other), one.max(other)]);
+        journal.update(one, |entry| assert!(entry.names.remove("web"))).await.unwrap();
+        assert_eq!((ids("web"), ids("db")), (vec![other], vec![one]));
+        journal.forget(other).await.unwrap();
+        assert_eq!((ids("web"), ids("db")), (vec![], vec![one]));
+        assert!(journal.by_name("web").is_none());
+        assert_eq!(journal.lock_entries().by_name.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_may_follow_later_is_on_disk_with_the_next_change_whatever_that_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let id = Uuid::new_v4();
+        let on_disk = || std::fs::read_to_string(journal.path_of(id)).unwrap_or_default();
+        for (round, text) in ["1", "2", "3"].into_iter().enumerate() {
+            let change = |entry: &mut Entry| entry.boot_id = format!("later {text}");
+            let entry = journal.update_with_next(id, change).await.unwrap();
+            assert_eq!(journal.get(id).unwrap(), Some(entry));
+            assert!(!on_disk().contains(&format!("later {text}")));
+            assert_eq!(journal.behind(), [id]);
+            match round {
+                0 => drop(journal.update(id, |_| ()).await.unwrap()),
+                1 => drop(journal.update_regardless(id, |_| ()).await.unwrap()),
+                _ => journal.catch_up().await,
+            }
+            assert!(on_disk().contains(&format!("later {text}")));
+            assert!(journal.behind().is_empty());
+        }
     }
 
     #[tokio::test]
