@@ -67,7 +67,7 @@ impl Cloud {
         settings: &CloudSettings,
         patience: Patience,
     ) -> Result<Self, CloudError> {
-        let http = Http::new(tls::client(settings)?, patience);
+        let http = Http::new(tls::Clients::new(settings)?, patience);
         let sessions = Arc::new(Sessions::new(settings, http)?);
         Ok(Self {
             inner: Arc::new(Inner { sessions, needs_instance_uuid: AtomicBool::new(false) }),

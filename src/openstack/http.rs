@@ -6,8 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Method};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use url::Url;
@@ -15,6 +15,7 @@ use url::Url;
 use crate::effects::{self, Kind};
 
 use super::answer::{self, Answer};
+use super::tls::Clients;
 use super::{CloudError, CloudErrorKind};
 
 /// A microversion of the block storage API, such as `(3, 44)`.
@@ -166,16 +167,16 @@ impl Default for Patience {
     }
 }
 
-/// The one client of the process.
+/// The one connection pool of the process.
 #[derive(Debug)]
 pub(super) struct Http {
-    client: Client,
+    clients: Clients,
     patience: Patience,
 }
 
 impl Http {
-    pub(super) fn new(client: Client, patience: Patience) -> Self {
-        Self { client, patience }
+    pub(super) fn new(clients: Clients, patience: Patience) -> Self {
+        Self { clients, patience }
     }
 
     /// Sends the call to `endpoint`, repeats it where that is safe, and answers only an accepted
@@ -245,7 +246,8 @@ impl Http {
         call: &Call,
         token: Option<&SecretString>,
     ) -> Result<Answer, CloudError> {
-        let mut request = self.client.request(call.method.clone(), url.clone());
+        let client = self.clients.of(url.scheme()).await.map_err(CloudError::before_sending)?;
+        let mut request = client.request(call.method.clone(), url.clone());
         if let Some(token) = token {
             request = request.header("X-Auth-Token", header_of(token, call)?);
         }

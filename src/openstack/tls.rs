@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use reqwest::{Certificate, Client, ClientBuilder, Identity, redirect, retry};
+use tokio::sync::OnceCell;
 
 use super::{CloudError, CloudErrorKind};
 use crate::config::CloudSettings;
@@ -17,22 +18,51 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// reserve that gets no answer is a failed Mount. The calls of one Mount still share a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Builds the client. Reads the CA file and the client certificate, touches no network.
-pub(super) fn client(settings: &CloudSettings) -> Result<Client, CloudError> {
-    // Fails only when a provider is installed already, and then that one serves.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+/// One client for plain HTTP, and one for TLS. Reading the host's CA certificates takes tens of
+/// milliseconds and half a megabyte, so that is done when the first `https` address is asked.
+#[derive(Debug)]
+pub(super) struct Clients {
+    settings: CloudSettings,
+    plain: Client,
+    secure: OnceCell<Client>,
+}
 
+impl Clients {
+    /// Checks the CA file and the client certificate, touches no network.
+    pub(super) fn new(settings: &CloudSettings) -> Result<Self, CloudError> {
+        // Fails only when a provider is installed already, and then that one serves.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        settings.ca_file.as_deref().map(authorities).transpose()?;
+        if settings.insecure {
+            tracing::warn!("Insecure is set: the certificates of the cloud are not verified");
+        }
+        let plain = prepare(settings)?.tls_certs_only([]).build().map_err(|e| unbuilt(&e))?;
+        Ok(Self { settings: settings.clone(), plain, secure: OnceCell::new() })
+    }
+
+    /// The client for addresses of this scheme.
+    pub(super) async fn of(&self, scheme: &str) -> Result<&Client, CloudError> {
+        if scheme == "http" {
+            return Ok(&self.plain);
+        }
+        let build = || async {
+            let settings = self.settings.clone();
+            let built = tokio::task::spawn_blocking(move || secure(&settings)).await;
+            built.unwrap_or_else(|error| Err(unusable(error.to_string())))
+        };
+        self.secure.get_or_try_init(build).await
+    }
+}
+
+fn secure(settings: &CloudSettings) -> Result<Client, CloudError> {
     let extra = match &settings.ca_file {
         Some(path) => authorities(path)?,
         None => Vec::new(),
     };
-    if settings.insecure {
-        tracing::warn!("Insecure is set: the certificates of the cloud are not verified");
-    }
     let none_given = extra.is_empty();
     let built = prepare(settings)?.tls_certs_merge(extra).build();
     match built {
-        // A minimal container may have no CA certificates at all, and needs none for plain HTTP.
+        // A minimal container may have no CA certificates at all, and some other way to trust.
         Err(error) if none_given => {
             tracing::warn!(
                 "no CA certificate is trusted ({}): https endpoints need CACert",
@@ -42,7 +72,11 @@ pub(super) fn client(settings: &CloudSettings) -> Result<Client, CloudError> {
         }
         built => built,
     }
-    .map_err(|error| unusable(format!("cannot prepare the HTTP client: {}", reason(&error))))
+    .map_err(|error| unbuilt(&error))
+}
+
+fn unbuilt(error: &reqwest::Error) -> CloudError {
+    unusable(format!("cannot prepare the HTTP client: {}", reason(error)))
 }
 
 fn prepare(settings: &CloudSettings) -> Result<ClientBuilder, CloudError> {
