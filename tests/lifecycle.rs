@@ -964,58 +964,6 @@ async fn what_a_mount_knew_before_its_reserve_decides_nothing() {
     node.assert_clean(&cloud);
 }
 
-#[tokio::test]
-async fn calls_to_cinder_are_as_few_as_the_design_says() {
-    let cloud = Cloud::start().await;
-    let node = host(&cloud).await;
-    node.create("v", json!({})).await.unwrap();
-    let called = |what: &str| {
-        let mut calls = cloud.calls();
-        cloud.forget_calls();
-        calls.sort();
-        eprintln!("{what}: {calls:?}");
-        calls
-    };
-    node.create("first", json!({})).await.unwrap();
-    node.mount("first", "c").await.unwrap();
-    node.unmount("first", "c").await.unwrap();
-    called("what is asked once");
-    // In a row: the look, the attachment, its connector, its completion. The second look runs
-    // beside the connector.
-    let cold = [
-        "attachment-complete",
-        "attachment-create",
-        "attachment-update",
-        "show-volume",
-        "show-volume",
-    ];
-    let mut fresh = cold.to_vec();
-    fresh.extend(["set-metadata", "set-metadata"]);
-    fresh.sort_unstable();
-    node.mount("v", "c").await.unwrap();
-    assert_eq!(called("a fresh volume"), fresh);
-    node.mount("v", "d").await.unwrap();
-    assert_eq!(called("a second container"), Vec::<String>::new());
-    node.get("v").await.unwrap();
-    node.call("Path", json!({ "Name": "v" })).await.unwrap();
-    node.try_call("/Plugin.Activate", "").await.unwrap();
-    node.call("Capabilities", json!({})).await.unwrap();
-    node.unmount("v", "d").await.unwrap();
-    assert_eq!(called("what is mounted"), Vec::<String>::new());
-    node.unmount("v", "c").await.unwrap();
-    assert_eq!(called("unmount"), ["attachment-delete"]);
-    node.mount("v", "c").await.unwrap();
-    assert_eq!(called("cold"), cold);
-    node.unmount("v", "c").await.unwrap();
-    called("unmount");
-    node.get("v").await.unwrap();
-    assert_eq!(called("get"), ["list-volumes"]);
-    node.list().await.unwrap();
-    assert_eq!(called("list"), ["list-volumes"]);
-    node.call("Path", json!({ "Name": "v" })).await.unwrap();
-    assert_eq!(called("path"), Vec::<String>::new());
-}
-
 // ---- Mount: what is on the host
 
 /// As after an I/O error that the filesystem could not bear.
