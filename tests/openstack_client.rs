@@ -67,7 +67,7 @@ async fn remove_all(cloud: &Cloud, prefix: &str) {
     let mut next = None;
     let mut left = Vec::new();
     loop {
-        let page = cloud.list_page(next.as_deref()).await.unwrap();
+        let page = cloud.list_page::<Volume>(next.as_deref()).await.unwrap();
         left.extend(page.volumes.into_iter().filter(|volume| volume.name.starts_with(prefix)));
         next = page.next;
         if next.is_none() {
@@ -193,7 +193,7 @@ async fn a_volume_is_made_found_described_and_deleted() {
         {
             assert!(cloud.volumes_named(&other).await.unwrap().is_empty(), "{other}");
         }
-        let page = cloud.list_page(None).await.unwrap();
+        let page = cloud.list_page::<Volume>(None).await.unwrap();
         assert!(page.volumes.iter().any(|volume| volume.id == made.id));
         assert!(cloud.messages(made.id).await.unwrap().is_empty());
 

@@ -4,10 +4,30 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::{Driver, DriverError, VolumeName, metadata};
 use crate::docker::{Failure, Listed};
 use crate::openstack::{Volume, VolumeStatus};
+
+/// What decides whether and how a volume is listed.
+struct Row {
+    id: Uuid,
+    name: String,
+    is_ours: bool,
+    is_leaving: bool,
+}
+
+impl From<Volume> for Row {
+    fn from(volume: Volume) -> Self {
+        Self {
+            id: volume.id,
+            is_ours: metadata::is_ours(&volume),
+            is_leaving: volume.status == VolumeStatus::Deleting,
+            name: volume.name,
+        }
+    }
+}
 
 impl Driver {
     /// All volumes, page by page: one page is in memory at a time.
@@ -52,7 +72,7 @@ impl Driver {
         let mut next = None;
         let mut seen = HashSet::new();
         loop {
-            let page = self.cloud.list_page(next.as_deref()).await?;
+            let page = self.cloud.list_page::<Row>(next.as_deref()).await?;
             for volume in page.volumes {
                 for name in self.names_of(&volume) {
                     // Only names that may come again are remembered, not those of the project.
@@ -74,14 +94,14 @@ impl Driver {
     }
 
     /// The Docker names under which a volume is listed.
-    fn names_of(&self, volume: &Volume) -> Vec<String> {
-        if volume.status == VolumeStatus::Deleting {
+    fn names_of(&self, volume: &Row) -> Vec<String> {
+        if volume.is_leaving {
             return Vec::new();
         }
         let mut names = Vec::new();
         let known = self.journal.get(volume.id).ok().flatten();
         let nameable = VolumeName::is_valid(&volume.name);
-        if nameable && (self.settings.list_all || metadata::is_ours(volume)) {
+        if nameable && (self.settings.list_all || volume.is_ours) {
             names.push(volume.name.clone());
         }
         if let Some(entry) = known {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::answer::{Answer, one_line};
 use super::http::{Call, Http, Microversion, Patience, Repeat, Service};
-use super::model::{RawVolume, text};
+use super::model::{Picked, RawVolume, text};
 use super::session::Sessions;
 use super::{CloudError, CloudErrorKind, CreateVolume, Snapshot, Volume, VolumePage, tls};
 use crate::config::CloudSettings;
@@ -102,25 +102,32 @@ impl Cloud {
         let mut next = Some(query(&[("name", name)]));
         let mut pages = Pages::default();
         while let Some(query) = next {
-            let page = self.volume_page(&what, query).await?;
+            let page: VolumePage = self.volume_page(&what, query).await?;
             next = pages.after(&what, page.next)?;
             found.extend(page.volumes.into_iter().filter(|volume| volume.name == name));
         }
         Ok(found)
     }
 
-    /// One page of all volumes of the project, detailed. `next` is `None` at first, then what the
-    /// page before said.
-    pub async fn list_page(&self, next: Option<&str>) -> Result<VolumePage, CloudError> {
+    /// One page of all volumes of the project, of which only a `T` each is kept. `next` is `None` at
+    /// first, then what the page before said.
+    pub async fn list_page<T: From<Volume>>(
+        &self,
+        next: Option<&str>,
+    ) -> Result<VolumePage<T>, CloudError> {
         let query = next.map_or_else(|| query(&[("limit", PAGE)]), ToOwned::to_owned);
         self.volume_page("list the volumes", query).await
     }
 
-    async fn volume_page(&self, what: &str, query: String) -> Result<VolumePage, CloudError> {
+    async fn volume_page<T: From<Volume>>(
+        &self,
+        what: &str,
+        query: String,
+    ) -> Result<VolumePage<T>, CloudError> {
         let call = Call::list(Service::BlockStorage, what, "/volumes/detail", Some(query));
-        let page: RawVolumePage = self.send(&call).await?.json(&call)?;
+        let page: RawVolumePage<T> = self.send(&call).await?.json(&call)?;
         Ok(VolumePage {
-            volumes: page.volumes.into_iter().filter_map(RawVolume::usable).collect(),
+            volumes: page.volumes.into_iter().filter_map(|picked| picked.0).collect(),
             next: next_query(&page.volumes_links),
         })
     }
@@ -316,8 +323,9 @@ struct OneVolume {
 }
 
 #[derive(Deserialize)]
-struct RawVolumePage {
-    volumes: Vec<RawVolume>,
+#[serde(bound = "T: From<Volume>")]
+struct RawVolumePage<T> {
+    volumes: Vec<Picked<T>>,
     #[serde(default)]
     volumes_links: Value,
 }

@@ -268,7 +268,8 @@ impl Http {
 
         let status = response.status().as_u16();
         let headers = std::mem::take(response.headers_mut());
-        let mut body = Vec::new();
+        let announced = response.content_length().and_then(|length| length.try_into().ok());
+        let mut body = Vec::with_capacity(announced.filter(|n| *n <= call.limit).unwrap_or(0));
         loop {
             match response.chunk().await {
                 Ok(Some(chunk)) if body.len() + chunk.len() <= call.limit => body.extend(chunk),

@@ -113,9 +113,9 @@ pub struct Snapshot {
 
 /// One page of a listing.
 #[derive(Debug, Clone)]
-pub struct VolumePage {
+pub struct VolumePage<T = Volume> {
     /// The volumes of this page.
-    pub volumes: Vec<Volume>,
+    pub volumes: Vec<T>,
     /// Opaque: give it to the next call. `None` = this was the last page.
     pub next: Option<String>,
 }
@@ -200,6 +200,16 @@ impl RawVolume {
             created_at: text(&self.created_at).unwrap_or_default(),
             updated_at: text(&self.updated_at),
         })
+    }
+}
+
+/// What is kept of a volume that may have no usable id. Picked while the list is read: a page of all
+/// that Cinder says would take several megabytes.
+pub(super) struct Picked<T>(pub(super) Option<T>);
+
+impl<'de, T: From<Volume>> Deserialize<'de> for Picked<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(RawVolume::deserialize(deserializer)?.usable().map(T::from)))
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::Findings;
 use crate::config::CloudSettings;
-use crate::openstack::{Cloud, CloudError, CloudErrorKind, CloudFacts};
+use crate::openstack::{Cloud, CloudError, CloudErrorKind, CloudFacts, Volume};
 
 /// How long the cloud may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,7 +25,7 @@ pub(super) async fn check(settings: &CloudSettings, findings: &mut Findings) {
         Err((found, mend)) => return findings.error("cloud", found, mend),
     };
     tell(&facts, findings);
-    match in_time(cloud.list_page(None)).await {
+    match in_time(cloud.list_page::<Volume>(None)).await {
         Ok(page) => {
             let more = if page.next.is_some() { " and more" } else { "" };
             findings.ok("cinder", format!("{} volumes{more} in the project", page.volumes.len()));

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::toy::{self, Reply, Toy};
 use super::{ID, cloud, id};
+use crate::openstack::Volume;
 
 #[tokio::test]
 async fn names_are_compared_byte_for_byte_over_all_pages_of_this_host() {
@@ -74,9 +75,9 @@ async fn a_page_that_fails_fails_the_look_up() {
     let error = cloud.volumes_named("db").await.unwrap_err();
     // The marker is gone, the volume isn't.
     assert!(!error.is_not_found(), "{error}");
-    let page = cloud.list_page(None).await.unwrap();
+    let page = cloud.list_page::<Volume>(None).await.unwrap();
     assert_eq!((page.volumes.len(), page.next.as_deref()), (1, Some("marker=m1")));
-    assert!(cloud.list_page(page.next.as_deref()).await.is_err());
+    assert!(cloud.list_page::<Volume>(page.next.as_deref()).await.is_err());
 }
 
 #[tokio::test]
