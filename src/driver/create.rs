@@ -47,7 +47,7 @@ impl Driver {
                 log_contradictions(&name, &volume, &options);
                 self.until_created(volume, deadline).await?
             }
-            None => self.make(&name, &options, deadline).await?,
+            None => return self.make(&name, &options, deadline).await,
         };
         self.remember(&name, &volume).await
     }
@@ -80,7 +80,7 @@ impl Driver {
         name: &VolumeName,
         options: &CreateOptions,
         deadline: Instant,
-    ) -> Result<Volume, DriverError> {
+    ) -> Result<(), DriverError> {
         let nonce = Uuid::new_v4();
         let request = self.request(name, options, nonce).await?;
         let noted = self
@@ -99,10 +99,14 @@ impl Driver {
         let made = self.post_and_settle(name, &request, nonce, deadline).await;
         // An unclear answer stays in the journal: recovery looks for the nonce again.
         let unclear = matches!(&made, Err(DriverError::Cloud(error)) if error.is_ambiguous());
-        if unclear || !self.journal.end_creation(nonce).await {
-            self.work.notify_one();
-        }
-        made
+        let end = async {
+            if unclear || !self.journal.end_creation(nonce).await {
+                self.work.notify_one();
+            }
+        };
+        // Whichever is on the disk first: a creation that seems to run is looked after again.
+        let remember = async { self.remember(name, &made?).await };
+        tokio::join!(end, remember).1
     }
 
     async fn post_and_settle(
