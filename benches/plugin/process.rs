@@ -57,17 +57,39 @@ pub fn peak_pss(pid: u32, mut done: impl FnMut() -> bool) -> u64 {
     peak
 }
 
-/// Clock ticks of processor time (100 a second) and context switches of all threads.
-pub fn activity(pid: u32) -> (u64, u64) {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let (_, rest) = stat.rsplit_once(')').unwrap();
-    let times: Vec<u64> =
-        rest.split_whitespace().skip(11).take(2).map(|text| text.parse().unwrap()).collect();
-    let switches = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().map(|task| {
-        let status = fields(&task.path().join("status").display().to_string());
-        status["voluntary_ctxt_switches"] + status["nonvoluntary_ctxt_switches"]
-    });
-    (times.iter().sum(), switches.sum())
+/// What a process has done so far.
+pub struct Activity {
+    /// Of processor time, 100 a second.
+    ticks: u64,
+    /// Context switches of each thread.
+    switches: BTreeMap<String, u64>,
+}
+
+impl Activity {
+    pub fn of(pid: u32) -> Self {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, rest) = stat.rsplit_once(')').unwrap();
+        let times = rest.split_whitespace().skip(11).take(2);
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let switches = tasks.map(|task| {
+            let status = fields(&task.path().join("status").display().to_string());
+            let count = status["voluntary_ctxt_switches"] + status["nonvoluntary_ctxt_switches"];
+            (task.file_name().to_string_lossy().into_owned(), count)
+        });
+        Self {
+            ticks: times.map(|text| text.parse::<u64>().unwrap()).sum(),
+            switches: switches.collect(),
+        }
+    }
+
+    /// Ticks and switches since then, those of threads that have ended not counted.
+    pub fn since(&self, before: &Self) -> (u64, u64) {
+        let switches = self
+            .switches
+            .iter()
+            .map(|(thread, count)| count - before.switches.get(thread).copied().unwrap_or(0));
+        (self.ticks - before.ticks, switches.sum())
+    }
 }
 
 /// `Name:  123 kB`

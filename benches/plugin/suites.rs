@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::Bench;
 use crate::floor::{Floor, Known};
-use crate::process::{Size, activity, peak_pss};
+use crate::process::{Activity, Size, peak_pss};
 use crate::recording::{Event, Names, Strace, What, steps};
 use crate::report::{Table, Times, ms, ratio};
 use crate::rig::{Daemon, Docker, Exchange, Proxy, now};
@@ -699,13 +699,13 @@ fn memory(bench: &mut Bench) {
     settle();
     look(bench, "after a Create");
 
-    let before = activity(pid);
+    // Threads that have nothing to do end first.
+    settle();
+    let before = Activity::of(pid);
     let seconds = if bench.quick { 5 } else { 20 };
     std::thread::sleep(Duration::from_secs(seconds));
-    let after = activity(pid);
-    let idle = json!({
-        "seconds": seconds, "cpu_ticks": after.0 - before.0, "wake_ups": after.1 - before.1,
-    });
+    let (ticks, wake_ups) = Activity::of(pid).since(&before);
+    let idle = json!({ "seconds": seconds, "cpu_ticks": ticks, "wake_ups": wake_ups });
     let idle_size = look(bench, "idle");
 
     for _ in 0..bench.times(3, 1) {
