@@ -376,7 +376,7 @@ pub async fn unmount_only(
     for _ in 0..STACK_LIMIT {
         match mountinfo::at(paths, at).map_err(|e| unreadable(paths, e))? {
             // Somebody's mount was there before ours: it stays theirs.
-            Some(entry) if was.is_some_and(|device| device != entry.device) => return Ok(()),
+            Some(entry) if was.is_some_and(|device| device != entry.device) => return Ok(None),
             Some(entry) => was = Some(entry.device),
             None => return Ok(was),
         }
