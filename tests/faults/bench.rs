@@ -17,6 +17,10 @@ use crate::support::{Cloud, Node, loops_of, sh};
 
 /// What is written before, and must be there after.
 const BYTES: &str = "written before the fault";
+/// How long the driver waits for the answer of a call with an effect.
+const CLIENT: Duration = Duration::from_secs(90);
+/// So long after its time an effect that comes late is there.
+const LATE: Duration = Duration::from_secs(1);
 
 /// The column in which Cinder says in its own words that something is gone, which is there.
 pub const GONE: &str = "404";
@@ -77,6 +81,20 @@ impl Fault {
             | Self::Call(name, ..)
             | Self::Renewal(name, _)
             | Self::Tool(name, _) => name,
+        }
+    }
+
+    /// When the effect of a call happens that the driver did not wait for.
+    fn late(&self) -> Option<Duration> {
+        match self {
+            Self::Cloud(_, action) | Self::Call(_, action, _) => match action {
+                Action::AnswerBefore(_, ms) => Some(Duration::from_millis(*ms)),
+                Action::Delay(ms) if Duration::from_millis(*ms) < 2 * CLIENT => {
+                    Some(Duration::from_millis(*ms))
+                }
+                _ => None,
+            },
+            _ => None,
         }
     }
 
@@ -466,8 +484,7 @@ impl Bench {
             initiator.assert_as_before();
         }
         self.until_no_creations().await;
-        let unfinished = |name: &String| !name.ends_with(".json");
-        assert_eq!(self.journaled("volumes").into_iter().find(unfinished), None);
+        self.until_no_unfinished().await;
         assert_eq!(self.theirs().await, self.foreign, "others' volumes");
 
         let mut volumes = self.cloud.volumes().await;
@@ -492,6 +509,16 @@ impl Bench {
     fn journaled(&self, directory: &str) -> Vec<String> {
         let read = fs::read_dir(self.node.state_dir().join(directory)).unwrap();
         read.flatten().map(|entry| entry.file_name().into_string().unwrap()).collect()
+    }
+
+    /// What is just being written is no leftover, what stays is.
+    async fn until_no_unfinished(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        let unfinished = |name: &String| !name.ends_with(".json");
+        while let Some(name) = self.journaled("volumes").into_iter().find(unfinished) {
+            assert!(Instant::now() < end, "{name}\n{}", self.node.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn until_no_creations(&self) {
@@ -568,6 +595,13 @@ impl Bench {
         self.cloud.until(name, "available").await;
     }
 
+    async fn is_reserved(&self, name: &str) -> bool {
+        self.cloud.volumes().await.iter().any(|volume| {
+            volume["name"] == name
+                && (volume["status"] == "reserved" || volume["status"] == "attaching")
+        })
+    }
+
     /// One case; what the fault happened to, if there was an nth, and how it ended.
     pub async fn case(
         &mut self,
@@ -582,9 +616,10 @@ impl Bench {
         };
         self.prepare(operation, &name).await;
         let (call, body) = request(operation, &name);
+        let begun = Instant::now();
         let (first, died, met) = self.meet(call, &body, fault, nth).await;
         let doubt = self.complete(operation, &name, &first).await;
-        let outcome = match (&first, died) {
+        let mut outcome = match (&first, died) {
             _ if doubt => "after 10 minutes",
             (_, true) => "killed, recovered",
             (Ok(()), _) => "succeeded",
@@ -605,6 +640,15 @@ impl Bench {
         }
         if fault.name() == GONE {
             self.release_by_hand(&name, met.as_deref()).await;
+        }
+        if met.is_some()
+            && let Some(late) = fault.late()
+        {
+            tokio::time::sleep((late + LATE).saturating_sub(begun.elapsed())).await;
+            if self.is_reserved(&name).await {
+                self.settle_doubt(&name).await;
+                outcome = "after 10 minutes";
+            }
         }
         self.assert_free(operation, &name).await;
         if !self.is_shared(operation) {
