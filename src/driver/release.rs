@@ -82,8 +82,7 @@ impl Driver {
                 }
             }
             (Step::Unmount, Some(record), ..) => {
-                // The next step looks for holders, and removes the directory if there are none.
-                mount::unmount_only(&self.host.exec, &self.host.paths, &record.at).await?;
+                mount::unmount(&self.host.exec, &self.host.paths, &record.at).await?;
             }
             (Step::LookForHolders, Some(record), ..) => {
                 // A namespace may have copied the mount since we looked.

@@ -359,26 +359,18 @@ pub async fn sync(at: &Path) -> Result<(), HostError> {
 /// directory detaches, lazily, whatever is mounted on it in other namespaces, and afterwards
 /// nothing would show that the device is still in use.
 pub async fn unmount(exec: &Exec, paths: &Paths, at: &Path) -> Result<(), HostError> {
-    if let Some(device) = unmount_only(exec, paths, at).await? {
-        remove_if_unheld(paths, device, at).await;
-    }
-    Ok(())
-}
-
-/// The same without looking for holders: the directory stays, for the caller to look and remove it.
-/// The device that was mounted there last, if any was.
-pub async fn unmount_only(
-    exec: &Exec,
-    paths: &Paths,
-    at: &Path,
-) -> Result<Option<DeviceNumber>, HostError> {
     let mut was = None;
     for _ in 0..STACK_LIMIT {
         match mountinfo::at(paths, at).map_err(|e| unreadable(paths, e))? {
             // Somebody's mount was there before ours: it stays theirs.
             Some(entry) if was.is_some_and(|device| device != entry.device) => return Ok(None),
             Some(entry) => was = Some(entry.device),
-            None => return Ok(was),
+            None => {
+                if let Some(device) = was {
+                    remove_if_unheld(paths, device, at).await;
+                }
+                return Ok(());
+            }
         }
         // Plain umount(8), since it also tidies /run/mount/utab.
         let cmd = Cmd::new("umount", UNMOUNT_LIMIT).arg("--no-canonicalize").arg(at);
