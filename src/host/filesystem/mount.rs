@@ -363,7 +363,7 @@ pub async fn unmount(exec: &Exec, paths: &Paths, at: &Path) -> Result<(), HostEr
     for _ in 0..STACK_LIMIT {
         match mountinfo::at(paths, at).map_err(|e| unreadable(paths, e))? {
             // Somebody's mount was there before ours: it stays theirs.
-            Some(entry) if was.is_some_and(|device| device != entry.device) => return Ok(None),
+            Some(entry) if was.is_some_and(|device| device != entry.device) => return Ok(()),
             Some(entry) => was = Some(entry.device),
             None => {
                 if let Some(device) = was {
