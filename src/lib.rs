@@ -24,6 +24,8 @@ pub mod docker;
 pub mod driver;
 pub mod effects;
 pub mod error_chain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod host;
 pub mod locks;
 pub mod openstack;

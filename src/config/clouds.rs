@@ -132,6 +132,13 @@ fn parse(text: &str) -> Result<Clouds, serde_saphyr::Error> {
     serde_saphyr::from_str_with_options::<CloudsFile>(text, options).map(|file| file.clouds)
 }
 
+/// The first cloud of a text.
+#[cfg(any(test, fuzzing))]
+pub(super) fn first(text: &str) -> Result<Option<CloudEntry>, serde_saphyr::Error> {
+    let first = parse(text)?.into_values().next();
+    Ok(first.map(|Values(values)| CloudEntry { values, place: "cloud \"c\"".to_owned() }))
+}
+
 /// The scalars of a cloud that we know by name. The others may be anything and are passed over.
 #[derive(Debug, Default)]
 struct Values(BTreeMap<&'static str, SecretString>);

@@ -200,7 +200,7 @@ pub(super) fn warn_if_public(path: &Path, mode: u32, findings: &mut Findings) {
     }
 }
 
-fn parse(text: &str, findings: &mut Findings) -> Result<ConfigFile, String> {
+pub(super) fn parse(text: &str, findings: &mut Findings) -> Result<ConfigFile, String> {
     // Some editors begin UTF-8 files with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // Said here: serde_json would quote what stands there, which may be a secret.

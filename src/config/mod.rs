@@ -9,6 +9,8 @@ mod auth;
 mod clouds;
 mod file;
 mod findings;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod places;
 mod validate;
 
@@ -56,16 +58,27 @@ fn merge_and_validate(
         None => (ConfigFile::default(), false),
     };
     let cloud_entry = clouds::read(&file, env, findings)?;
-    let places = places::Places::new(&file, env, cloud_entry.as_ref());
-    if !exists && places.are_empty() {
+    let cloud_entry = cloud_entry.as_ref();
+    if !exists && places::Places::new(&file, env, cloud_entry).are_empty() {
         return Err(HOW_TO_MAKE_ONE.to_owned());
     }
+    Ok(validated(&file, env, cloud_entry, findings))
+}
+
+/// `None` when something is missing or wrong, as noted.
+fn validated(
+    file: &ConfigFile,
+    env: Environment<'_>,
+    cloud_entry: Option<&clouds::CloudEntry>,
+    findings: &mut Findings,
+) -> Option<Settings> {
+    let places = places::Places::new(file, env, cloud_entry);
     let cloud = auth::settings(&places, findings);
-    let mut checker = validate::Checker::new(&file, findings);
+    let mut checker = validate::Checker::new(file, findings);
     let host = checker.host();
     let driver = checker.driver(&host.mount_point);
     let socket_group = checker.socket_group();
-    Ok(cloud.map(|cloud| Settings { cloud, host, driver, socket_group }))
+    cloud.map(|cloud| Settings { cloud, host, driver, socket_group })
 }
 
 /// What to tell someone who has not configured anything.

@@ -9,6 +9,8 @@ mod create;
 mod error;
 mod failover;
 mod flights;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod get;
 pub mod journal;
 mod list;

@@ -318,16 +318,16 @@ impl Cloud {
 }
 
 #[derive(Deserialize)]
-struct OneVolume {
-    volume: RawVolume,
+pub(super) struct OneVolume {
+    pub(super) volume: RawVolume,
 }
 
 #[derive(Deserialize)]
 #[serde(bound = "T: From<Volume>")]
-struct RawVolumePage<T> {
-    volumes: Vec<Picked<T>>,
+pub(super) struct RawVolumePage<T> {
+    pub(super) volumes: Vec<Picked<T>>,
     #[serde(default)]
-    volumes_links: Value,
+    pub(super) volumes_links: Value,
 }
 
 /// Watches that a list comes to its end.
@@ -352,7 +352,7 @@ impl Pages {
 
 /// The query of the `next` link. Only that: its host and path are those of a public address that
 /// may not be ours, and the token goes to no other host.
-fn next_query(links: &Value) -> Option<String> {
+pub(super) fn next_query(links: &Value) -> Option<String> {
     let links = links.as_array()?;
     query_of(links.iter().find(|link| link["rel"] == "next")?["href"].as_str()?)
 }

@@ -189,7 +189,7 @@ impl Keystone {
 }
 
 /// A request for a token. It may be repeated at will, though it is a POST.
-fn login(path: &str, body: Value) -> Call {
+pub(super) fn login(path: &str, body: Value) -> Call {
     Call {
         method: Method::POST,
         body: Some(Body(body)),
@@ -279,7 +279,7 @@ fn by_name_or_id(thing: &NameOrId) -> Value {
 }
 
 /// `ready_made`: the token itself, where Keystone only described it.
-fn token_v3(
+pub(super) fn token_v3(
     call: &Call,
     answer: &Answer,
     identity_url: Url,
@@ -301,7 +301,11 @@ fn token_v3(
     })
 }
 
-fn token_v2(call: &Call, answer: &Answer, identity_url: Url) -> Result<Token, CloudError> {
+pub(super) fn token_v2(
+    call: &Call,
+    answer: &Answer,
+    identity_url: Url,
+) -> Result<Token, CloudError> {
     let body: Value = answer.json(call)?;
     let access = &body["access"];
     let token = &access["token"];

@@ -8,6 +8,8 @@ pub mod catalog;
 pub mod cinder;
 mod endpoint;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod http;
 pub mod keystone;
 pub mod model;

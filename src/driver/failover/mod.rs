@@ -6,7 +6,7 @@
 //! can neither read nor write any more when the next one begins. ARCHITECTURE.md says what this
 //! guarantees and what it does not.
 
-mod lease;
+pub(super) mod lease;
 mod proof;
 
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use proof::Proofs;
 /// A lease is renewed this often within its time.
 const RENEWALS: u32 = 4;
 /// No lease is shorter, whatever stands in a volume's metadata.
-const SHORTEST_LEASE: Duration = Duration::from_secs(10);
+pub(super) const SHORTEST_LEASE: Duration = Duration::from_secs(10);
 
 /// What this host knows of other hosts.
 #[derive(Debug)]

@@ -395,7 +395,7 @@ fn read_entries(directory: &Path) -> io::Result<(Entries, Unusable)> {
     Ok((usable, unusable))
 }
 
-fn check_version(entry: Entry) -> Result<Entry, String> {
+pub(super) fn check_version(entry: Entry) -> Result<Entry, String> {
     if entry.version == VERSION {
         Ok(entry)
     } else {

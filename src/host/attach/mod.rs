@@ -8,6 +8,8 @@
 //! ```
 
 pub mod block;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod iscsi;
 pub mod local;
 

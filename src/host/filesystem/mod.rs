@@ -6,6 +6,8 @@
 pub mod block_device;
 pub mod directory;
 pub mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod grow;
 pub mod mount;
 mod mount_options;

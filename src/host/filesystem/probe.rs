@@ -3,6 +3,8 @@
 //! The only place that can make a [`Blank`], which mkfs takes. Any error is a refusal, never
 //! "blank". Short reads are errors.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod partitions;
 mod scan;
 mod signatures;
@@ -202,8 +204,6 @@ fn prove(device: &Device, size: u64, proof: BlankProof) -> Result<(), HostError>
     let shown = device.path.display();
     let refuse =
         |why: String| Err(HostError::Refused { what: format!("not formatting {shown}: {why}") });
-    let not_blank =
-        |what: String| Err(HostError::NotBlank { what: format!("{shown} holds {what}") });
     if device.read_only {
         return refuse("it is attached read-only".into());
     }
@@ -218,34 +218,41 @@ fn prove(device: &Device, size: u64, proof: BlankProof) -> Result<(), HostError>
         ));
     }
     let window = Window::whole(&open)?;
-    let mut found = scan::scan(&window)?;
     if proof == BlankProof::OursDirty {
-        wipe(&open, &found)?;
-        found = scan::scan(&window)?;
+        wipe(&open, &scan::scan(&window)?)?;
     }
+    match trace(&window, proof)? {
+        Some(what) => Err(HostError::NotBlank { what: format!("{shown} holds {what}") }),
+        None => Ok(()),
+    }
+}
+
+/// The first thing that shows that a device is not blank, in words.
+fn trace(window: &Window<'_>, proof: BlankProof) -> Result<Option<String>, HostError> {
+    let found = scan::scan(window)?;
     if let Some(first) = found.first() {
         let at = first.at;
-        return not_blank(format!("{} (at byte {at})", contents(found)));
+        return Ok(Some(format!("{} (at byte {at})", contents(found))));
     }
+    let size = window.size;
     let edge = match proof {
         BlankProof::Ours | BlankProof::OursDirty => 2 * MIB,
         BlankProof::Foreign => 16 * MIB,
     };
-    let mut ranges =
-        vec![(0, edge.min(open.size())), (open.size().saturating_sub(edge), open.size())];
+    let mut ranges = vec![(0, edge.min(size)), (size.saturating_sub(edge), size)];
     if proof == BlankProof::Foreign {
-        let step = open.size() / (SAMPLES + 1);
+        let step = size / (SAMPLES + 1);
         ranges.extend((1..=SAMPLES).map(|n| {
             let start = step * n;
-            (start, (start + SAMPLE).min(open.size()))
+            (start, (start + SAMPLE).min(size))
         }));
     }
     for (start, end) in ranges {
-        if let Some(at) = first_nonzero(&open, start, end)? {
-            return not_blank(format!("unknown data (first at byte {at})"));
+        if let Some(at) = first_nonzero(window, start, end)? {
+            return Ok(Some(format!("unknown data (first at byte {at})")));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Opens the node and makes sure that it still is the device that was attached.
@@ -284,11 +291,11 @@ fn wipe(open: &BlockDevice, found: &[Finding]) -> Result<(), HostError> {
     Ok(())
 }
 
-fn first_nonzero(open: &BlockDevice, start: u64, end: u64) -> Result<Option<u64>, HostError> {
+fn first_nonzero(window: &Window<'_>, start: u64, end: u64) -> Result<Option<u64>, HostError> {
     let mut at = start;
     while at < end {
         let count = (end - at).min(CHUNK);
-        let bytes = open.read(at, usize::try_from(count).unwrap_or(usize::MAX))?;
+        let bytes = window.read_all(at, usize::try_from(count).unwrap_or(usize::MAX))?;
         if let Some(index) = bytes.iter().position(|byte| *byte != 0) {
             return Ok(Some(at + index as u64));
         }

@@ -154,7 +154,7 @@ impl Cloud {
 }
 
 impl AttachmentRow {
-    fn read(row: &Value) -> Option<Self> {
+    pub(in crate::openstack) fn read(row: &Value) -> Option<Self> {
         Some(Self {
             id: model::id(&row["id"])?,
             status: text(&row["status"]).unwrap_or_default(),

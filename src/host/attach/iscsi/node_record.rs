@@ -25,11 +25,12 @@ use crate::effects::{self, Kind};
 use crate::host::{HostError, Paths};
 
 /// First words of the mark; a line with `#` is a comment to open-iscsi.
-const MARK: &str = "# cinder-docker-driver boot=";
+pub(super) const MARK: &str = "# cinder-docker-driver boot=";
 /// Upstream's and Red Hat's place, and Debian's since 13.
 const UPSTREAM_DB: &str = "/var/lib/iscsi";
 /// The interface record that is always there.
-const DEFAULT_IFACE: &str = "iface.iscsi_ifacename = default\niface.transport_name = tcp\n";
+pub(super) const DEFAULT_IFACE: &str =
+    "iface.iscsi_ifacename = default\niface.transport_name = tcp\n";
 
 /// open-iscsi's data base on this host.
 #[derive(Debug)]
@@ -168,7 +169,7 @@ impl NodeDb {
     }
 }
 
-fn text(
+pub(super) fn text(
     path: &IscsiPath,
     portal: SocketAddr,
     chap: Option<&Chap>,
@@ -202,7 +203,7 @@ fn text(
     )
 }
 
-fn owner_of(text: &str) -> Owner {
+pub(super) fn owner_of(text: &str) -> Owner {
     if let Some(boot_id) = text.lines().next().and_then(|line| line.strip_prefix(MARK)) {
         return Owner::Us(boot_id.trim().to_owned());
     }
@@ -213,13 +214,13 @@ fn owner_of(text: &str) -> Owner {
     Owner::Other { automatic: matches!(startup, Some("automatic" | "onboot")) }
 }
 
-fn address_of(path: &IscsiPath) -> Result<SocketAddr, HostError> {
+pub(super) fn address_of(path: &IscsiPath) -> Result<SocketAddr, HostError> {
     path.portal.parse().map_err(|_| HostError::Refused {
         what: format!("the recorded portal {:?} is not an address", path.portal),
     })
 }
 
-fn file_name(portal: SocketAddr) -> String {
+pub(super) fn file_name(portal: SocketAddr) -> String {
     format!("{},{}", portal.ip(), portal.port())
 }
 

@@ -3,6 +3,8 @@
 //! Two reads find what is in use: the first 256 KiB and the last 256 to 512 KiB. Only where they
 //! show nothing, the places of copies are read, which survive when somebody zeroes the beginning.
 
+use std::fmt;
+
 use crate::host::HostError;
 use crate::host::filesystem::block_device::BlockDevice;
 
@@ -14,10 +16,22 @@ const HEAD: u64 = 256 * 1024;
 /// controllers and GPT keep theirs behind that.
 const TAIL: u64 = 256 * 1024;
 
+/// Where the bytes come from.
+pub(super) trait Blocks: fmt::Debug {
+    /// Exactly `length` bytes at `offset`; a short read is an error.
+    fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, HostError>;
+}
+
+impl Blocks for BlockDevice {
+    fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, HostError> {
+        Self::read(self, offset, length)
+    }
+}
+
 /// A device or one of its partitions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Window<'a> {
-    device: &'a BlockDevice,
+    device: &'a dyn Blocks,
     start: u64,
     /// Bytes.
     pub(super) size: u64,
@@ -28,7 +42,12 @@ pub(super) struct Window<'a> {
 impl<'a> Window<'a> {
     /// The whole device.
     pub(super) fn whole(device: &'a BlockDevice) -> Result<Self, HostError> {
-        Ok(Self { device, start: 0, size: device.size(), block: device.logical_block()? })
+        Ok(Self::over(device, device.size(), device.logical_block()?))
+    }
+
+    /// All of a device of this size, with blocks of `block` bytes.
+    pub(super) fn over(device: &'a dyn Blocks, size: u64, block: u64) -> Self {
+        Self { device, start: 0, size, block }
     }
 
     /// A part of it; `None` when it doesn't lie inside.
@@ -43,6 +62,11 @@ impl<'a> Window<'a> {
             return Ok(None);
         }
         self.device.read(self.start + at, length).map(Some)
+    }
+
+    /// Reads a range that has to be there.
+    pub(super) fn read_all(&self, at: u64, length: usize) -> Result<Vec<u8>, HostError> {
+        self.device.read(self.start + at, length)
     }
 
     fn read_ends(&self) -> Result<Ends, HostError> {

@@ -198,12 +198,12 @@ fn be64(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 /// CRC-32C as ext4 stores it: not inverted at the end.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(super) fn crc32c(bytes: &[u8]) -> u32 {
     crc32(0x82f6_3b78, bytes)
 }
 
 /// CRC-32C as XFS and Btrfs store it.
-fn crc32c_finished(bytes: &[u8]) -> u32 {
+pub(super) fn crc32c_finished(bytes: &[u8]) -> u32 {
     !crc32c(bytes)
 }
 

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cinder_docker_driver::fuzzing::keystone_answer(data));
