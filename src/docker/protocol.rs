@@ -146,6 +146,10 @@ impl VolumeRequest {
                         broke: try again"
                 .to_owned());
         }
+        // Said here: serde_json would quote what stands there, all of it.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err("the request is not a JSON object".to_owned());
+        }
         let unusable =
             |error: &dyn fmt::Display| format!("the request is not a JSON object: {error}");
         let text = std::str::from_utf8(body).map_err(|error| unusable(&error))?;
@@ -328,6 +332,13 @@ mod tests {
         assert_eq!(options, Ok(expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into()));
         assert!(create(r#"{"Name":"v","Opts":{"size":[20]}}"#).unwrap_err().contains("\"size\""));
         assert!(create(r#"{"Name":"v","Opts":"size=20"}"#).is_err());
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_not_quoted() {
+        let body = format!("\"{}\"", "a".repeat(5000));
+        let error = VolumeRequest::parse(VolumeCall::Get, body.as_bytes()).unwrap_err();
+        assert_eq!(error, "the request is not a JSON object");
     }
 
     #[test]

@@ -151,13 +151,24 @@ impl MountSettings {
             mount_opts: parse(MOUNT_OPTS, get(MOUNT_OPTS), |text| {
                 mount::check_options(text).ok().map(|_| text.to_owned())
             })?,
-            read_only: get(READ_ONLY) == Some("true"),
-            partition: parse(PARTITION, get(PARTITION), |text| text.parse().ok())?,
-            uid: parse(UID, get(UID), |text| text.parse().ok())?,
-            gid: parse(GID, get(GID), |text| text.parse().ok())?,
-            mode: parse(MODE, get(MODE), |text| u32::from_str_radix(text, 8).ok())?,
+            read_only: parse(READ_ONLY, get(READ_ONLY), |text| text.parse().ok())?.unwrap_or(false),
+            partition: parse(PARTITION, get(PARTITION), |text| number(text).filter(|n| *n > 0))?,
+            uid: parse(UID, get(UID), owner)?,
+            gid: parse(GID, get(GID), owner)?,
+            mode: parse(MODE, get(MODE), |text| {
+                u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777)
+            })?,
         })
     }
+}
+
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok()
+}
+
+/// A user or group. To chown(2), `u32::MAX` means "leave it as it is".
+fn owner(text: &str) -> Option<u32> {
+    number(text).filter(|id| *id != u32::MAX)
 }
 
 /// A filesystem type by its name.
@@ -203,6 +214,30 @@ mod tests {
         let mut volume = crate::driver::tests::volume("v");
         volume.metadata = settings.to_metadata();
         assert_eq!(MountSettings::of(&volume).unwrap(), settings);
+    }
+
+    /// Anybody in the project can write metadata.
+    #[test]
+    fn what_no_option_could_have_set_is_refused() {
+        for (key, values) in [
+            (READ_ONLY, &["True", "yes", "1", ""] as &[_]),
+            (PARTITION, &["0", "-1", "x"]),
+            (UID, &["4294967295", "-1", "root"]),
+            (GID, &["4294967295", ""]),
+            (MODE, &["177777", "888", ""]),
+            (FS, &["ntfs", ""]),
+            (MOUNT_OPTS, &["bind", "compress=zlib\",device=/dev/sda,compress=zlib\""]),
+        ] {
+            for value in values {
+                let mut volume = crate::driver::tests::volume("v");
+                volume.metadata.insert(key.into(), (*value).into());
+                let error = MountSettings::of(&volume).unwrap_err().to_string();
+                assert!(error.contains(key), "{error}");
+            }
+        }
+        let mut volume = crate::driver::tests::volume("v");
+        volume.metadata.insert(READ_ONLY.into(), "false".into());
+        assert!(!MountSettings::of(&volume).unwrap().read_only);
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub struct CreateOptions {
     pub mount: MountSettings,
 }
 
+/// So many problems are told at once.
+const MOST_PROBLEMS: usize = 10;
+
 /// What a volume is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -181,7 +184,8 @@ pub const TABLE: &[Row] = &[
 ];
 
 impl CreateOptions {
-    /// Reads Docker's options. All problems are reported at once; nothing is silently ignored.
+    /// Reads Docker's options. All problems are reported at once (of very many, the first);
+    /// nothing is silently ignored.
     pub fn parse(
         given: &BTreeMap<String, String>,
         default_fs: FsType,
@@ -202,10 +206,14 @@ impl CreateOptions {
         }
         problems.extend(options.contradictions(default_fs));
         if problems.is_empty() {
-            Ok(options)
-        } else {
-            Err(DriverError::BadRequest(problems.join("; ")))
+            return Ok(options);
         }
+        let more = problems.len().saturating_sub(MOST_PROBLEMS);
+        problems.truncate(MOST_PROBLEMS);
+        if more > 0 {
+            problems.push(format!("and {more} more problems"));
+        }
+        Err(DriverError::BadRequest(problems.join("; ")))
     }
 
     fn contradictions(&self, default_fs: FsType) -> Vec<String> {
@@ -396,6 +404,15 @@ mod tests {
     fn all_problems_are_reported_at_once() {
         let error = parse(&[("size", "x"), ("nope", "y"), ("uid", "-1")]).unwrap_err();
         assert_eq!(error.split("; ").count(), 3, "{error}");
+    }
+
+    #[test]
+    fn of_very_many_problems_the_first_are_told() {
+        let names: Vec<String> = (0..500).map(|n| format!("wombat{n}")).collect();
+        let given: Vec<_> = names.iter().map(|name| (&**name, "")).collect();
+        let error = parse(&given).unwrap_err();
+        assert!(error.ends_with("; and 490 more problems"), "{error}");
+        assert_eq!(error.matches("unknown option").count(), 10, "{error}");
     }
 
     #[test]

@@ -36,7 +36,9 @@ pub fn disown_untold(references: &mut Vec<Reference>) {
         let (id, count) = (reference.id.clone(), reference.untold.min(reference.count));
         reference.count -= count;
         reference.untold = 0;
-        disowned.push(Reference { id, engine: Some(NOBODY), count, untold: 0 });
+        if count > 0 {
+            disowned.push(Reference { id, engine: Some(NOBODY), count, untold: 0 });
+        }
     }
     references.retain(|reference| reference.count > 0);
     for reference in disowned {

@@ -208,7 +208,8 @@ impl Entry {
 
     /// How many references there are in all.
     pub fn users(&self) -> u32 {
-        self.references.iter().map(|reference| reference.count).sum()
+        let counts = self.references.iter().map(|reference| reference.count);
+        counts.fold(0, u32::saturating_add)
     }
 }
 

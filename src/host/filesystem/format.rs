@@ -9,6 +9,7 @@ use super::block_device::{Access, BlockDevice};
 use super::blocking;
 use super::probe::{Blank, Contents, Filesystem, FsType, probe};
 use crate::host::{Cmd, Exec, HostError};
+use crate::shown::shown;
 
 /// A large filesystem on a slow back end takes minutes; a Mount that outlives its caller goes on.
 const MKFS_LIMIT: Duration = Duration::from_secs(600);
@@ -214,6 +215,7 @@ fn split_word(word: &str) -> (&str, Option<&str>) {
 }
 
 fn refusal(fs_type: FsType, word: &str, name: &str, allowed: &Allowed) -> String {
+    let shown = shown(word);
     match name {
         "-F" | "-f" | "--force" => {
             format!("mkfs_opts: {name} is not allowed: the driver never formats by force")
@@ -222,13 +224,13 @@ fn refusal(fs_type: FsType, word: &str, name: &str, allowed: &Allowed) -> String
             format!("mkfs_opts: {name} is not allowed: the driver chooses the UUID and checks it")
         }
         _ if !word.starts_with('-') => format!(
-            "mkfs_opts: {word:?} is not an option; mkfs would take it for a device or a size"
+            "mkfs_opts: \"{shown}\" is not an option; mkfs would take it for a device or a size"
         ),
         _ => {
             let known: Vec<&str> =
                 allowed.with_value.iter().chain(allowed.alone).copied().collect();
             format!(
-                "mkfs_opts: {word} is not allowed for {fs_type}; these are: {}",
+                "mkfs_opts: {shown} is not allowed for {fs_type}; these are: {}",
                 known.join(" ")
             )
         }

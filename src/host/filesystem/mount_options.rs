@@ -4,6 +4,8 @@
 //! as root. What would mount something else, somewhere else, or go around the driver's own checks
 //! is refused with the reason.
 
+use crate::shown::shown;
+
 /// Options without a value.
 const FLAGS: &[&str] = &[
     // Any filesystem.
@@ -106,13 +108,11 @@ const FLAGS: &[&str] = &[
     "user_subvol_rm_allowed",
 ];
 
-/// Options with a value.
+/// Options with a value for SELinux.
+const CONTEXTS: &[&str] = &["context", "fscontext", "defcontext", "rootcontext"];
+
+/// Other options with a value.
 const WITH_VALUE: &[&str] = &[
-    // SELinux.
-    "context",
-    "fscontext",
-    "defcontext",
-    "rootcontext",
     // ext4.
     "data",
     "data_err",
@@ -229,32 +229,68 @@ fn split(options: &str) -> Result<Vec<String>, String> {
 
 fn check_word(word: &str) -> Result<(), String> {
     let (name, value) = word.split_once('=').map_or((word, None), |(n, v)| (n, Some(v)));
+    let shown = shown(word);
     if let Some((_, why)) = REFUSED.iter().find(|(names, _)| names.contains(&name)) {
-        return Err(format!("mount option {word:?} is not allowed: {why}"));
+        return Err(format!("mount option \"{shown}\" is not allowed: {why}"));
     }
     let known = match value {
         None => FLAGS.contains(&name),
-        Some(_) => WITH_VALUE.contains(&name),
+        Some(_) => takes_value(name),
     };
     match value {
         _ if !known && value.is_some() && FLAGS.contains(&name) => {
             Err(format!("mount option {name:?} takes no value"))
         }
-        _ if !known && value.is_none() && WITH_VALUE.contains(&name) => {
+        _ if !known && value.is_none() && takes_value(name) => {
             Err(format!("mount option {name:?} needs a value: {name}=…"))
         }
         _ if !known => Err(format!(
-            "mount option {word:?} is not allowed: it is none that the driver knows for ext4, xfs \
+            "mount option \"{shown}\" is not allowed: it is none that the driver knows for ext4, xfs \
              or btrfs"
+        )),
+        // Filesystems split their options at every comma: quotes would hide one from us only.
+        Some(value) if value.contains('"') && !is_quoted_context(name, value) => Err(format!(
+            "mount option \"{shown}\" is not allowed: quotes stand around the whole value of an \
+             SELinux context only"
         )),
         Some("" | "\"\"") => Err(format!("mount option {name:?} needs a value")),
         _ => Ok(()),
     }
 }
 
+fn takes_value(name: &str) -> bool {
+    WITH_VALUE.contains(&name) || CONTEXTS.contains(&name)
+}
+
+/// Whether a security module reads the value, which takes the quotes off.
+fn is_quoted_context(name: &str, value: &str) -> bool {
+    let inside = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    CONTEXTS.contains(&name) && inside.is_some_and(|inside| !inside.contains('"'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Btrfs would see three options here, of which the second names another device.
+    #[test]
+    fn quotes_hide_no_option_from_the_list() {
+        for options in [
+            "compress=zlib\",device=/dev/sda,compress=zlib\"",
+            "commit=\"5\"",
+            "context=a\",bind,x=\"b",
+            "context=\"a\",device=/dev/sda,rootcontext=\"b\"",
+            "context=\"a\"\"b\"",
+        ] {
+            assert!(check(options).is_err(), "{options}");
+        }
+    }
+
+    #[test]
+    fn a_refused_option_is_not_repeated_without_end() {
+        assert!(check(&"x".repeat(5000)).unwrap_err().len() < 400);
+        assert!(check(&format!("bind={}", "x".repeat(5000))).unwrap_err().len() < 400);
+    }
 
     #[test]
     fn allowed_options_come_back_as_words() {

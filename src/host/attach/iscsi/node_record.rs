@@ -207,11 +207,12 @@ pub(super) fn owner_of(text: &str) -> Owner {
     if let Some(boot_id) = text.lines().next().and_then(|line| line.strip_prefix(MARK)) {
         return Owner::Us(boot_id.trim().to_owned());
     }
-    let startup = text.lines().find_map(|line| {
+    let startup = text.lines().filter_map(|line| {
         let (key, value) = line.split_once('=')?;
         (key.trim() == "node.startup").then(|| value.trim())
     });
-    Owner::Other { automatic: matches!(startup, Some("automatic" | "onboot")) }
+    // open-iscsi takes the last.
+    Owner::Other { automatic: matches!(startup.last(), Some("automatic" | "onboot")) }
 }
 
 pub(super) fn address_of(path: &IscsiPath) -> Result<SocketAddr, HostError> {
@@ -348,6 +349,8 @@ mod tests {
             Owner::Other { automatic: true }
         );
         assert_eq!(owner_of("node.startup = manual\n"), Owner::Other { automatic: false });
+        let twice = "node.startup = manual\nnode.startup = automatic\n";
+        assert_eq!(owner_of(twice), Owner::Other { automatic: true }, "the last one counts");
     }
 
     #[test]

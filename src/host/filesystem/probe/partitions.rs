@@ -113,13 +113,18 @@ fn mbr(sector: &[u8]) -> Vec<MbrEntry> {
         .collect()
 }
 
-/// Primary partitions keep the number of their slot; logical ones count from 5.
+/// Primary partitions keep the number of their slot; logical ones count from 5 on, as the kernel
+/// counts them: through all extended partitions, and past tables that hold none.
 fn mbr_extents(window: &Window<'_>, entries: &[MbrEntry]) -> Result<Vec<Extent>, HostError> {
     let block = window.block;
     let mut extents = Vec::new();
+    let mut logical_number = 5;
     for entry in entries {
         if EXTENDED.contains(&entry.kind) {
-            extents.extend(logical(window, entry.start)?);
+            for (start, size) in logical(window, entry.start)? {
+                extents.push(Extent { number: logical_number, start, size });
+                logical_number += 1;
+            }
         } else {
             let (start, size) = (entry.start * block, entry.count * block);
             extents.push(Extent { number: entry.slot, start, size });
@@ -130,16 +135,16 @@ fn mbr_extents(window: &Window<'_>, entries: &[MbrEntry]) -> Result<Vec<Extent>,
 
 /// Each logical partition stands behind a table of its own, which names it (relative to itself) and
 /// the next table (relative to the extended partition).
-fn logical(window: &Window<'_>, extended: u64) -> Result<Vec<Extent>, HostError> {
+fn logical(window: &Window<'_>, extended: u64) -> Result<Vec<(u64, u64)>, HostError> {
     let block = window.block;
     let mut extents = Vec::new();
     let mut table = extended;
-    for number in 5..5 + LOGICAL_LIMIT {
+    for _ in 0..LOGICAL_LIMIT {
         let Some(sector) = window.read(table * block, 512)? else { break };
         let entries = mbr(&sector);
         if let Some(entry) = entries.iter().find(|entry| !EXTENDED.contains(&entry.kind)) {
             let start = (table + entry.start) * block;
-            extents.push(Extent { number, start, size: entry.count * block });
+            extents.push((start, entry.count * block));
         }
         match entries.iter().find(|entry| EXTENDED.contains(&entry.kind)) {
             Some(next) if next.start > 0 => table = extended + next.start,
