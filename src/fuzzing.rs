@@ -18,9 +18,12 @@ pub use crate::host::filesystem::fuzzing::mountinfo;
 pub use crate::host::filesystem::probe::fuzzing::{blank_proof, device_contents};
 pub use crate::openstack::fuzzing::{cinder_answer, keystone_answer};
 
+/// Takes bytes, and panics when something is not as it must be.
+type Target = fn(&[u8]);
+
 /// Each target and its name, which is also that of its file in `fuzz/fuzz_targets` and of its
 /// directory in `fuzz/seeds`.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("blank_proof", blank_proof),
     ("cinder_answer", cinder_answer),
     ("clouds_yaml", clouds_yaml),

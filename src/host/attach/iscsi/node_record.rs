@@ -207,12 +207,12 @@ pub(super) fn owner_of(text: &str) -> Owner {
     if let Some(boot_id) = text.lines().next().and_then(|line| line.strip_prefix(MARK)) {
         return Owner::Us(boot_id.trim().to_owned());
     }
-    let startup = text.lines().filter_map(|line| {
+    let mut startup = text.lines().filter_map(|line| {
         let (key, value) = line.split_once('=')?;
         (key.trim() == "node.startup").then(|| value.trim())
     });
     // open-iscsi takes the last.
-    Owner::Other { automatic: matches!(startup.last(), Some("automatic" | "onboot")) }
+    Owner::Other { automatic: matches!(startup.next_back(), Some("automatic" | "onboot")) }
 }
 
 pub(super) fn address_of(path: &IscsiPath) -> Result<SocketAddr, HostError> {
