@@ -206,6 +206,7 @@ fn gpt_header(sector: &[u8], block_number: u64) -> Option<(u64, u32, u32, u32)> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::scan;
     use super::*;
 
     fn sector(entry: [u8; 16]) -> Vec<u8> {
@@ -222,6 +223,44 @@ mod tests {
         let entries = mbr(&sector(LINUX));
         assert_eq!(entries.len(), 1);
         assert_eq!((entries[0].kind, entries[0].start, entries[0].count), (0x83, 2048, 65536));
+    }
+
+    #[derive(Debug)]
+    struct Disk(Vec<u8>);
+
+    impl scan::Blocks for Disk {
+        fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, HostError> {
+            let start = usize::try_from(offset).unwrap();
+            Ok(self.0[start..start + length].to_vec())
+        }
+    }
+
+    #[test]
+    fn logical_partitions_are_counted_as_the_kernel_counts_them() {
+        let entry = |kind: u8, start: u32, count: u32| {
+            [&[0, 0, 0, 0, kind, 0, 0, 0][..], &start.to_le_bytes(), &count.to_le_bytes()].concat()
+        };
+        let table = |entries: &[Vec<u8>]| {
+            let entries = entries.concat();
+            let mut sector = vec![0; 512];
+            sector[MBR_ENTRIES..MBR_ENTRIES + entries.len()].copy_from_slice(&entries);
+            sector[510..].copy_from_slice(MBR_SIGNATURE);
+            sector
+        };
+        // Two extended partitions, of which the first begins with an empty table.
+        let mut disk = Disk(vec![0; 512 * 1024]);
+        for (block, entries) in [
+            (0, vec![entry(5, 64, 64), entry(0x0f, 256, 64)]),
+            (64, vec![entry(5, 32, 32)]),
+            (96, vec![entry(0x83, 8, 8)]),
+            (256, vec![entry(0x83, 16, 8)]),
+        ] {
+            disk.0[block * 512..][..512].copy_from_slice(&table(&entries));
+        }
+        let window = Window::over(&disk, 512 * 1024, 512);
+        let extents = mbr_extents(&window, &mbr(&disk.0[..512])).unwrap();
+        let found: Vec<_> = extents.iter().map(|e| (e.number, e.start / 512)).collect();
+        assert_eq!(found, [(5, 104), (6, 272)]);
     }
 
     #[test]
