@@ -22,7 +22,8 @@
 //! ````
 //!
 //! A JSON body is one line below the headers. `Until` repeats the request until its answer is so
-//! (`HTTP 404`, or a place in the body and its value). `Keep` names a value of the answer (a
+//! (`HTTP 404`, or a place in the body and its value, or a place that `rests`: its value has been
+//! the same for [`REST`]). `Keep` names a value of the answer (a
 //! header, or a place in the body): later requests use the name, and wherever the value turns up
 //! in an answer, the name stands in its place. [`Player::of`] knows the names that there are from
 //! the start. Other ids and times become their kind (`{uuid}`, `{time}`), secrets `{secret}`.
@@ -43,6 +44,9 @@ use uuid::Uuid;
 /// How long an `Until` may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
+/// Cinder writes to a volume once more after it has said that it is available, and its times are
+/// in whole seconds.
+const REST: Duration = Duration::from_secs(2);
 
 /// Headers that the driver looks at, and those that tell what sort of answer it is.
 const HEADERS: &[&str] = &[
@@ -292,12 +296,20 @@ impl Player {
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, &**value)).collect();
         let body = serde_json::from_str(&self.here(&exchange.body.to_string())).unwrap();
         let end = Instant::now() + PATIENCE;
+        let (mut last, mut since) = (None, Instant::now());
         let answer = loop {
             let answer = self.send(&exchange.method, &url, &headers, &body).await;
             let Some(until) = &exchange.until else { break answer };
-            let is_so = match until.split_once(" = ") {
-                Some((place, wanted)) => answer.at(place) == Some(self.here(wanted)),
-                None => *until == format!("HTTP {}", answer.status),
+            let is_so = if let Some((place, wanted)) = until.split_once(" = ") {
+                answer.at(place) == Some(self.here(wanted))
+            } else if let Some(place) = until.strip_suffix(" rests") {
+                let now = answer.at(place);
+                if now != last {
+                    (last, since) = (now, Instant::now());
+                }
+                since.elapsed() >= REST
+            } else {
+                *until == format!("HTTP {}", answer.status)
             };
             if is_so {
                 break answer;
