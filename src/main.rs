@@ -10,7 +10,9 @@ use cinder_docker_driver::daemon;
 use cinder_docker_driver::error_chain::Chain;
 use cinder_docker_driver::host::Paths;
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Threads for blocking work are made anew in some microseconds; idle ones only take memory.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -84,18 +86,23 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// One line an event on standard error. The journal has its own time stamps.
+/// One line an event on standard error. The journal has its own time stamps. `RUST_LOG` takes targets
+/// and levels (`warn,cinder_docker_driver=debug`); what only `EnvFilter` knows, spans and fields, would
+/// cost a regular expression engine in memory.
 fn start_logging(debug: bool) {
-    let default = if debug { "cinder_docker_driver=debug" } else { "cinder_docker_driver=info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::INFO };
+    let asked = std::env::var("RUST_LOG").ok().filter(|asked| !asked.is_empty());
+    let filter = asked
+        .and_then(|asked| asked.parse().ok())
+        .unwrap_or_else(|| Targets::new().with_target("cinder_docker_driver", level));
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false);
+    let registry = tracing_subscriber::registry().with(filter);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().init()
+        registry.with(layer.without_time()).init();
     } else {
-        log.init()
+        registry.with(layer).init();
     }
 }

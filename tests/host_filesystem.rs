@@ -604,6 +604,26 @@ async fn a_busy_filesystem_stays_mounted_and_its_user_is_named() {
 }
 
 #[tokio::test]
+async fn who_is_gone_in_a_moment_does_not_keep_it_busy() {
+    let _alone = NAMESPACES.read().await;
+    let Some(disk) = LoopDevice::new(64 * MIB) else { return };
+    let fs = make(&disk, FsType::Ext4).await;
+    let entry = mount_at(&disk, &fs, &MountOptions::default()).await;
+    // Held by the kernel, so that nobody can be named.
+    let image = entry.mount_point.join("image");
+    File::create(&image).unwrap().set_len(MIB).unwrap();
+    let held = run("losetup", &["--find", "--show", image.to_str().unwrap()]);
+    let (exec, paths) = (exec(), Paths::default());
+    let let_go = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        run("losetup", &["--detach", held.trim()]);
+    };
+    let (unmounted, ()) = tokio::join!(mount::unmount(&exec, &paths, &entry.mount_point), let_go);
+    unmounted.unwrap();
+    assert!(mountinfo::at(&paths, &entry.mount_point).unwrap().is_none());
+}
+
+#[tokio::test]
 async fn a_mount_below_keeps_it_busy_and_is_named() {
     let _alone = NAMESPACES.read().await;
     let Some(disk) = LoopDevice::new(64 * MIB) else { return };

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -24,6 +24,11 @@ const MOUNT_LIMIT: Duration = Duration::from_secs(90);
 /// Fits into the 50 s of an Unmount.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(40);
 const SYNC_LIMIT: Duration = Duration::from_secs(40);
+/// Whoever looks at a filesystem (`df`, a monitoring agent with a mount namespace of its own) keeps it
+/// busy for moments, and is gone before it can be named.
+const MOMENT: Duration = Duration::from_secs(1);
+/// Between two tries in a [`MOMENT`].
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// For what only looks at `/proc`.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 /// Users of a busy filesystem that an error names.
@@ -372,27 +377,39 @@ pub async fn unmount(exec: &Exec, paths: &Paths, at: &Path) -> Result<(), HostEr
                 return Ok(());
             }
         }
-        // Plain umount(8), since it also tidies /run/mount/utab.
-        let cmd = Cmd::new("umount", UNMOUNT_LIMIT).arg("--no-canonicalize").arg(at);
-        match exec.run(&cmd).await {
-            Ok(_) => {}
-            Err(ExecError::Failed { output, .. }) if output.contains("busy") => {
-                return Err(HostError::Busy { what: busy(paths, at).await });
-            }
-            Err(source) => {
-                let gone = mountinfo::at(paths, at).is_ok_and(|entry| entry.is_none());
-                if !gone {
-                    let what = format!("cannot unmount {}", at.display());
-                    return Err(HostError::Tool { what, source });
-                }
-            }
-        }
+        unmount_one(exec, paths, at).await?;
     }
     Err(HostError::Busy { what: format!("{} is mounted over and over again", at.display()) })
 }
 
-/// Who keeps a filesystem busy, in words.
-async fn busy(paths: &Paths, at: &Path) -> String {
+/// Takes away the uppermost mount.
+async fn unmount_one(exec: &Exec, paths: &Paths, at: &Path) -> Result<(), HostError> {
+    let begun = Instant::now();
+    loop {
+        // Plain umount(8), since it also tidies /run/mount/utab.
+        let cmd = Cmd::new("umount", UNMOUNT_LIMIT).arg("--no-canonicalize").arg(at);
+        match exec.run(&cmd).await {
+            Ok(_) => return Ok(()),
+            Err(ExecError::Failed { output, .. }) if output.contains("busy") => {
+                let users = users(paths, at).await;
+                if !users.is_empty() || begun.elapsed() >= MOMENT {
+                    return Err(HostError::Busy { what: busy(at, &users) });
+                }
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            Err(source) => {
+                if mountinfo::at(paths, at).is_ok_and(|entry| entry.is_none()) {
+                    return Ok(());
+                }
+                let what = format!("cannot unmount {}", at.display());
+                return Err(HostError::Tool { what, source });
+            }
+        }
+    }
+}
+
+/// Who can be seen to keep a filesystem busy.
+async fn users(paths: &Paths, at: &Path) -> Vec<String> {
     let (paths, path) = (paths.clone(), at.to_owned());
     let look = move || {
         let mut users: Vec<String> = process::file_users(&paths, &path)
@@ -409,7 +426,10 @@ async fn busy(paths: &Paths, at: &Path) -> String {
         );
         Ok(users)
     };
-    let users = blocking("looking for users", LOOK_LIMIT, look).await.unwrap_or_default();
+    blocking("looking for users", LOOK_LIMIT, look).await.unwrap_or_default()
+}
+
+fn busy(at: &Path, users: &[String]) -> String {
     let more = users.len().saturating_sub(NAMED);
     match users.is_empty() {
         true => format!(
