@@ -20,6 +20,7 @@ use crate::docker::socket::{self, SocketError};
 use crate::driver::{Driver, DriverError};
 use crate::effects;
 use crate::host::Paths;
+use crate::memory;
 use crate::openstack::{Cloud, CloudError};
 use crate::sandbox::{self, Sandbox};
 
@@ -87,6 +88,7 @@ async fn serve_on(
     let paths = Paths { tools: effects::tools(), ..Paths::default() };
     let driver = Arc::new(Driver::new(settings.driver, &settings.host, cloud, paths)?);
     let background = tokio::spawn(Arc::clone(&driver).work_in_background());
+    let tidying = tokio::spawn(memory::give_back_after_work());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         journal = %driver.journal().directory().display(),
@@ -100,6 +102,7 @@ async fn serve_on(
     })
     .await;
     background.abort();
+    tidying.abort();
     Ok(())
 }
 

@@ -28,6 +28,7 @@ pub mod error_chain;
 pub mod fuzzing;
 pub mod host;
 pub mod locks;
+pub mod memory;
 pub mod openstack;
 pub mod sandbox;
 pub mod shown;

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cinder_docker_driver::cli::{self, Cli, Command};
-use cinder_docker_driver::daemon;
 use cinder_docker_driver::error_chain::Chain;
 use cinder_docker_driver::host::Paths;
+use cinder_docker_driver::{daemon, memory};
 use clap::Parser;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -20,7 +20,7 @@ const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let cli = Cli::parse_from(cli::accept_go_habits(std::env::args_os()));
     start_logging(cli.debug);
-    keep_memory_small();
+    memory::keep_small();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(THREAD_KEEP_ALIVE)
@@ -37,24 +37,6 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     code
 }
-
-/// glibc keeps a heap for each thread, and after the first large answer also what was large. Both are
-/// for programs that allocate all day.
-#[cfg(target_env = "gnu")]
-fn keep_memory_small() {
-    use nix::libc::{M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, mallopt};
-    let settings = [(M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 64 * 1024), (M_TRIM_THRESHOLD, 64 * 1024)];
-    for (name, value) in settings {
-        #[expect(unsafe_code, reason = "there is no safe function for it")]
-        // SAFETY: no other thread runs yet. A setting that is refused changes nothing.
-        unsafe {
-            mallopt(name, value)
-        };
-    }
-}
-
-#[cfg(not(target_env = "gnu"))]
-fn keep_memory_small() {}
 
 async fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Error>> {
     match &cli.command {

@@ -33,6 +33,7 @@ use tracing::Instrument;
 use super::delivery::{Outgoing, Receipt, Watched};
 use super::protocol::{self, Action, Call, VolumeCall, VolumeRequest};
 use super::{Caller, Engine, Failure, Listed, VolumeDriver, peer};
+use crate::memory;
 use crate::shown::shown;
 
 /// How long things may take.
@@ -150,6 +151,7 @@ impl Server {
         outgoing: &Outgoing,
         request: Request<Incoming>,
     ) -> Response<Body> {
+        memory::work();
         let path = request.uri().path();
         let Some(call) = Call::from_path(path) else {
             return refusal(StatusCode::NOT_FOUND, &format!("this plugin has no {}", shown(path)));

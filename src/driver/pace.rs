@@ -5,11 +5,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 /// First wait between two looks; …
-const FIRST: Duration = Duration::from_millis(25);
+const FIRST: Duration = Duration::from_millis(10);
 /// … and the longest.
 const LONGEST: Duration = Duration::from_millis(500);
 
-/// Waits that grow with the time that it has taken: late by a third at most, and by half a second.
+/// Waits that grow with the time that it has taken: late by half of it at most, and by half a second.
 #[derive(Debug)]
 pub(super) struct Pace {
     pause: Duration,
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn what_cinder_has_done_is_noticed_soon_with_few_looks() {
-        for (takes, late, most) in [(10, 25, 1), (500, 200, 7), (3000, 500, 13), (8000, 500, 23)] {
+        for (takes, late, most) in [(10, 10, 1), (500, 250, 9), (3000, 500, 15), (8000, 500, 25)] {
             let (mut pace, mut passed, mut looks) = (Pace::new(), Duration::ZERO, 0);
             while passed < Duration::from_millis(takes) {
                 passed += pace.step();
