@@ -62,7 +62,8 @@ impl Driver {
             has_source: volume.snapshot_id.is_some()
                 || volume.source_volid.is_some()
                 || volume.from_image
-                || volume.bootable,
+                || volume.bootable
+                || volume.metadata.contains_key(metadata::BACKUP),
             begun_here,
             read_only: settings.read_only || device.read_only,
             format_foreign: self.settings.format_foreign,
