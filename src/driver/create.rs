@@ -126,7 +126,11 @@ impl Driver {
             self.work.notify_one();
             return Err(error.into());
         }
-        let made = self.post_and_settle(name, &request, nonce, deadline).await;
+        let made = async {
+            let volume = self.post_and_settle(name, &request, nonce, deadline).await?;
+            self.check_shareable(options, volume, nonce).await
+        };
+        let made = made.await;
         // An unclear answer stays in the journal: recovery looks for the nonce again.
         let unclear = matches!(&made, Err(DriverError::Cloud(error)) if error.is_ambiguous());
         let end = async {
@@ -156,6 +160,27 @@ impl Driver {
             volume = self.restore(name, request, backup, volume, deadline).await?;
         }
         self.settle(name, volume, nonce, deadline).await
+    }
+
+    /// Takes a volume back that was to be `multiattach` and is of a type without it.
+    async fn check_shareable(
+        &self,
+        options: &CreateOptions,
+        volume: Volume,
+        nonce: Uuid,
+    ) -> Result<Volume, DriverError> {
+        if !options.multiattach || volume.multiattach || metadata::nonce(&volume) != Some(nonce) {
+            return Ok(volume);
+        }
+        if volume.status == VolumeStatus::Available {
+            self.cloud.delete_volume(volume.id).await?;
+        }
+        Err(DriverError::Refused(format!(
+            "volumes of type \"{}\" are on one host at a time: choose a type that has the extra spec \
+             multiattach=\"<is> True\" (the new volume {} is deleted again)",
+            shown(volume.volume_type.as_deref().unwrap_or("none")),
+            volume.id
+        )))
     }
 
     /// A refusal of a zone names those that there are.

@@ -114,9 +114,10 @@ pub fn cluster(volume: &Volume) -> Option<&str> {
     filled(volume, CLUSTER)
 }
 
-/// The name under which it was removed from Docker, if it was retained then.
+/// The name under which it was removed from Docker, if it was retained then. One that still has its
+/// name is not removed: the removal broke off.
 pub fn retained(volume: &Volume) -> Option<&str> {
-    filled(volume, RETAINED)
+    filled(volume, RETAINED).filter(|was| *was != volume.name)
 }
 
 fn filled<'a>(volume: &'a Volume, key: &str) -> Option<&'a str> {

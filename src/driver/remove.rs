@@ -41,8 +41,7 @@ impl Driver {
         check_unused(&name, &volume)?;
         let kept = match OnRemove::of(&volume)? {
             OnRemove::Delete => None,
-            what if metadata::retained(&volume).is_none_or(|was| was == volume.name) => Some(what),
-            _ => None,
+            what => metadata::retained(&volume).is_none().then_some(what),
         };
         if let Some(what) = kept {
             self.retain(&name, &volume, what).await?;
