@@ -42,7 +42,8 @@ fn the_readmes_table_is_the_table() {
     let readme = include_str!("../README.md");
     let (_, section) = readme.split_once("### Options of `docker volume create -o`").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
-    let first_cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    let first_cells =
+        section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
     let told: std::collections::BTreeSet<&str> =
         first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
     let known: std::collections::BTreeSet<&str> = TABLE.iter().map(|row| row.name).collect();
@@ -333,7 +334,8 @@ async fn option_volume_id_gives_an_existing_volume_the_name() {
     let cloud = Cloud::start().await;
     let node = Node::start(&cloud).await;
     for (name, option) in [("web", "volume_id"), ("db", "adopt")] {
-        let id = cloud.create(&format!("Old name of {name}"), json!({ "metadata": {"k": "v"} })).await;
+        let id =
+            cloud.create(&format!("Old name of {name}"), json!({ "metadata": {"k": "v"} })).await;
         let options = json!({ option: id, "mount_opts": "noatime", "metadata": "team=web" });
         // Once more, as Docker does it: nothing changes.
         for _ in 0..2 {
@@ -345,7 +347,10 @@ async fn option_volume_id_gives_an_existing_volume_the_name() {
         let at = node.mount(name, "c").await.unwrap();
         assert!(mounted(&at, "OPTIONS").contains("noatime"));
         let options = node.get(name).await.unwrap()["Status"]["options"].clone();
-        assert_eq!((&options["volume_id"], &options["mount_opts"]), (&json!(id), &json!("noatime")));
+        assert_eq!(
+            (&options["volume_id"], &options["mount_opts"]),
+            (&json!(id), &json!("noatime"))
+        );
         node.unmount(name, "c").await.unwrap();
         assert!(node.list().await.unwrap().contains(&name.to_owned()));
         // It stays what it was: made elsewhere.
@@ -404,20 +409,17 @@ async fn option_hints_reach_the_scheduler() {
     let node = Node::start(&cloud).await;
     node.create("first", json!({})).await.unwrap();
     let id = cloud.volume("first").await["id"].as_str().unwrap().to_owned();
-    for (n, hints) in [
+    let cases = [
         (json!({ "hints": "same_host=first" }), true),
         (json!({ "scheduler_hints": format!("same_host={id}, same_host=first") }), true),
         // The sandbox has one back end only.
         (json!({ "hints": "different_host=first" }), false),
         (json!({ "hints": format!("different_host={id},local_to_instance=x") }), false),
-    ]
-    .into_iter()
-    .enumerate()
-    .map(|(n, (options, placed))| (n, (options, placed)))
-    {
+    ];
+    for (n, (options, has_place)) in cases.into_iter().enumerate() {
         let name = format!("v{n}");
-        let made = node.create(&name, hints.0.clone()).await;
-        if hints.1 {
+        let made = node.create(&name, options).await;
+        if has_place {
             made.unwrap();
             let options = node.get(&name).await.unwrap()["Status"]["options"].clone();
             assert!(options["hints"].as_str().unwrap().starts_with("same_host="), "{options}");
@@ -577,11 +579,10 @@ async fn option_profile_takes_what_is_not_said_from_the_config() {
     let found = cloud.volume("db-3").await;
     assert_eq!((&found["size"], &found["metadata"]["kind"]), (&json!(1), &json!("scratch")));
     // A copy is as large, and of the type, as what it is a copy of.
-    node.create("db-4", json!({ "from": "db-2" })).await.unwrap();
+    node.create("db-4", json!({ "from": "db-3" })).await.unwrap();
     let found = cloud.volume("db-4").await;
     assert_eq!((&found["size"], &found["volume_type"]), (&json!(1), &json!("lvmdriver-1")));
     assert_eq!(found["metadata"]["docker.on_remove"], "retain");
-    // Marathon and docker run pass no options at all: the mount of a volume made elsewhere is as ever.
     let error = node.create("x", json!({ "profile": "databse" })).await.unwrap_err();
     assert!(error.contains("did you mean \"database\"?"), "{error}");
     let error = node.create("x", json!({ "profile": "zebra" })).await.unwrap_err();

@@ -15,6 +15,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::file::Members;
+use crate::shown::shown;
 
 /// The member that is no option.
 const NAMES: &str = "names";
@@ -46,8 +47,9 @@ pub(super) fn read(raw: &RawValue) -> Result<Vec<Profile>, String> {
     for (name, value) in members(raw).ok_or("is not a usable JSON value")? {
         if !is_plain(&name) {
             return Err(format!(
-                "has a profile {name:?}: a name is of letters, digits, '_', '.' and '-', at most \
-                 {LONGEST_NAME}"
+                "has a profile \"{}\": a name is of letters, digits, '_', '.' and '-', at most \
+                 {LONGEST_NAME}",
+                shown(&name)
             ));
         }
         if profiles.iter().any(|profile| profile.name == name) {
@@ -72,10 +74,13 @@ fn one(name: String, raw: &RawValue) -> Result<Profile, String> {
             Value::String(text) => text,
             Value::Number(number) => number.to_string(),
             Value::Bool(flag) => flag.to_string(),
-            _ => return Err(format!("has an option {key:?} that is neither text nor a number")),
+            _ => {
+                let key = shown(&key);
+                return Err(format!("has an option \"{key}\" that is neither text nor a number"));
+            }
         };
         if profile.options.insert(key.clone(), text).is_some() {
-            return Err(format!("has the option {key:?} twice"));
+            return Err(format!("has the option \"{}\" twice", shown(&key)));
         }
     }
     Ok(profile)
@@ -93,7 +98,9 @@ fn patterns(value: Value) -> Result<Vec<String>, String> {
     };
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-*?".contains(c);
     match texts.iter().find(|text| text.is_empty() || !text.chars().all(allowed)) {
-        Some(text) => Err(format!("has a pattern {text:?}, which no volume's name can be like")),
+        Some(text) => {
+            Err(format!("has a pattern \"{}\", which no volume's name can be like", shown(text)))
+        }
         None => Ok(texts),
     }
 }

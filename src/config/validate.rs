@@ -100,7 +100,8 @@ impl<'a> Checker<'a> {
             // The choice was checked above.
             let Some(fs) = metadata::fs_type(default_filesystem) else { continue };
             for problem in options::problems_of_profile(&profile.options, fs) {
-                let what = format!("has a profile {:?} with a wrong option: {problem}", profile.name);
+                let what =
+                    format!("has a profile {:?} with a wrong option: {problem}", profile.name);
                 self.findings.wrong(origin, what);
             }
         }

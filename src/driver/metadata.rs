@@ -129,7 +129,8 @@ fn filled<'a>(volume: &'a Volume, key: &str) -> Option<&'a str> {
 pub fn options_of(volume: &Volume) -> BTreeMap<String, String> {
     let own = |(key, value): (&String, &String)| {
         let name = key.strip_prefix(PREFIX)?;
-        OPTIONS.contains(&key.as_str()).then(|| (name.to_owned(), value.clone()))
+        let is_said = OPTIONS.contains(&key.as_str()) && !value.is_empty();
+        is_said.then(|| (name.to_owned(), value.clone()))
     };
     let mut options: BTreeMap<_, _> = volume.metadata.iter().filter_map(own).collect();
     let adopted = filled(volume, ADOPTED).map(str::to_owned);
@@ -161,8 +162,8 @@ pub fn options_of(volume: &Volume) -> BTreeMap<String, String> {
 
 /// Keys that hold a create option, as given.
 const OPTIONS: &[&str] = &[
-    FS, MKFS_OPTS, MOUNT_OPTS, READ_ONLY, PARTITION, UID, GID, MODE, ON_REMOVE, BACKUP, IMAGE, HINTS,
-    PROFILE,
+    FS, MKFS_OPTS, MOUNT_OPTS, READ_ONLY, PARTITION, UID, GID, MODE, ON_REMOVE, BACKUP, IMAGE,
+    HINTS, PROFILE,
 ];
 
 /// How far a volume of ours got in being formatted. A filesystem of another UUID than the one

@@ -399,9 +399,8 @@ pub fn problems_of_profile(given: &BTreeMap<String, String>, default_fs: FsType)
     if options.source.is_some()
         && let Some(name) = given.keys().find(is_of_blank)
     {
-        problems.push(format!(
-            "option \"{name}\" is for a blank volume, and the profile has a source"
-        ));
+        problems
+            .push(format!("option \"{name}\" is for a blank volume, and the profile has a source"));
     }
     problems.extend(options.wrong_mkfs_opts(default_fs));
     problems
@@ -413,10 +412,12 @@ pub fn completed(
     given: &BTreeMap<String, String>,
     profile: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
-    let has = |name: &str| given.keys().any(|given| find(given).is_some_and(|row| row.name == name));
+    let has =
+        |name: &str| given.keys().any(|given| find(given).is_some_and(|row| row.name == name));
     let of = |options: &BTreeMap<String, String>, wanted: &str| {
         let mut all = options.iter();
-        all.find(|(name, _)| find(name).is_some_and(|row| row.name == wanted)).map(|(_, v)| v.clone())
+        all.find(|(name, _)| find(name).is_some_and(|row| row.name == wanted))
+            .map(|(_, v)| v.clone())
     };
     let has_source = SOURCES.iter().any(|name| has(name));
     let has_origin = has("from") || has("snapshot");
@@ -455,10 +456,7 @@ fn unknown(name: &str) -> String {
 }
 
 /// The known word that looks most like `written`, if any does.
-pub(super) fn nearest<'a>(
-    known: impl Iterator<Item = &'a str>,
-    written: &str,
-) -> Option<&'a str> {
+pub(super) fn nearest<'a>(known: impl Iterator<Item = &'a str>, written: &str) -> Option<&'a str> {
     known
         .map(|known| {
             let distance =
@@ -497,10 +495,9 @@ fn from(value: &str) -> Result<Source, String> {
     match snapshot {
         None => Ok(Source::Volume(volume.to_owned())),
         Some("") => Err("a snapshot's name or id follows the @".to_owned()),
-        Some(snapshot) => Ok(Source::SnapshotOf {
-            volume: volume.to_owned(),
-            snapshot: snapshot.to_owned(),
-        }),
+        Some(snapshot) => {
+            Ok(Source::SnapshotOf { volume: volume.to_owned(), snapshot: snapshot.to_owned() })
+        }
     }
 }
 
@@ -611,6 +608,8 @@ fn pairs(metadata: &mut BTreeMap<String, String>, value: &str) -> Result<(), Str
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(pairs: &[(&str, &str)]) -> Result<CreateOptions, String> {
@@ -671,6 +670,85 @@ mod tests {
         assert!(parse(&[("metadata", "a=b,docker.format=formatted")]).is_err());
         let options = parse(&[("metadata", "team=web, tier=1")]).unwrap();
         assert_eq!(options.metadata["tier"], "1");
+    }
+
+    /// Some rows with a value that makes sense.
+    fn some_options() -> impl Strategy<Value = BTreeMap<String, String>> {
+        let pairs: Vec<_> = TABLE
+            .iter()
+            .map(|row| match row.name {
+                "volume_id" => (row.name, "8f2c1f2e-6c1c-4d57-9d0a-222222222222"),
+                name => (name, row.example),
+            })
+            // Its words are for one filesystem.
+            .filter(|(name, _)| *name != "mkfs_opts")
+            .collect();
+        proptest::sample::subsequence(pairs, 0..6).prop_map(|pairs| {
+            pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        })
+    }
+
+    proptest! {
+        /// Whoever is given a profile by the name of the volume cannot help it: what it says never
+        /// stands in the way of what makes sense by itself.
+        #[test]
+        fn a_profile_contradicts_nothing_that_is_said_at_the_create(
+            given in some_options(), profile in some_options(),
+        ) {
+            prop_assume!(CreateOptions::parse(&given, FsType::Ext4).is_ok());
+            prop_assume!(problems_of_profile(&profile, FsType::Ext4).is_empty());
+            let all = completed(&given, &profile);
+            prop_assert!(given.iter().all(|(name, value)| all.get(name) == Some(value)));
+            if let Err(error) = CreateOptions::parse(&all, FsType::Ext4) {
+                // A part of what is needed: the profile says so itself.
+                let of_part = ["read_only", "partition", "multiattach"];
+                let error = error.to_string();
+                let needs = |name: &&&str| error.contains(&format!("option \"{name}\" needs"));
+                let found = of_part.iter().find(needs);
+                prop_assert!(found.is_some_and(|name| profile.contains_key(*name)), "{error}");
+            }
+        }
+
+        #[test]
+        fn hints_and_origins_are_read_or_refused_with_a_reason(
+            value in "([a-z_]{1,14}[=@,]{0,2}){0,5}",
+        ) {
+            for name in ["hints", "from"] {
+                match parse(&[(name, &value)]) {
+                    Ok(options) => prop_assert!(
+                        options.hints.values().flatten().all(|value| !value.is_empty())
+                    ),
+                    Err(error) => prop_assert!(error.contains(name), "{error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_lists_of_names_are_of_the_table() {
+        for name in WITH_VOLUME_ID.iter().chain(FOR_BLANK).chain(SOURCES) {
+            assert!(TABLE.iter().any(|row| row.name == *name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_a_volume_or_its_snapshot() {
+        let of = |text| parse(&[("from", text)]).unwrap().source.unwrap();
+        assert_eq!(of("db"), Source::Volume("db".into()));
+        let snapshot = |volume: &str, snapshot: &str| Source::SnapshotOf {
+            volume: volume.into(),
+            snapshot: snapshot.into(),
+        };
+        assert_eq!(of("db@a b"), snapshot("db", "a b"));
+        // The name of a snapshot may have one.
+        assert_eq!(of("db@me@home"), snapshot("db", "me@home"));
+    }
+
+    #[test]
+    fn several_volumes_of_one_hint_are_a_list() {
+        let options = parse(&[("hints", "same_host=a, same_host=b,query=x")]).unwrap();
+        assert_eq!(options.hints["same_host"], ["a", "b"]);
+        assert_eq!(options.hints["query"], ["x"]);
     }
 
     #[test]

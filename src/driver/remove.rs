@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::pace::Pace;
 use super::metadata::{self, OnRemove};
+use super::pace::Pace;
 use super::{Driver, DriverError, VolumeName};
 use crate::docker::Caller;
 use crate::error_chain::Chain;
@@ -45,7 +45,10 @@ impl Driver {
         };
         if let Some(what) = kept {
             self.retain(&name, &volume, what).await?;
-            note_unforgotten(&name, self.journal.forget(volume.id).await.map_err(DriverError::from));
+            note_unforgotten(
+                &name,
+                self.journal.forget(volume.id).await.map_err(DriverError::from),
+            );
             return Ok(());
         }
         self.check_deletable(&volume)?;

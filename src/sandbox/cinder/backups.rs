@@ -157,8 +157,7 @@ pub(super) fn finish_restore(cloud: &Arc<Cloud>, id: Uuid, volume: Uuid, millise
         let Some(size) = task.store.read(|state| Some(state.volumes.get(&volume)?.size)) else {
             return;
         };
-        let restored =
-            task.blocking(move |storage| storage.restore_backup(id, volume, size)).await;
+        let restored = task.blocking(move |storage| storage.restore_backup(id, volume, size)).await;
         task.store.change(|state| {
             let Some(backup) = state.backups.get_mut(&id) else { return };
             backup.set_status("available");

@@ -55,7 +55,8 @@ fn unplaceable(context: &Context<'_>) -> Result<Option<String>, ApiError> {
             None => Vec::new(),
         };
         let found = |id: &Value| {
-            let known = |state: &State| own_volume(state, &context.project, id.as_str()?).ok().map(|_| ());
+            let known =
+                |state: &State| own_volume(state, &context.project, id.as_str()?).ok().map(|_| ());
             context.cloud.store.read(known).is_some()
         };
         (!ids.is_empty()).then(|| ids.iter().any(found))
