@@ -292,7 +292,7 @@ async fn option_backup_is_never_formatted_before_its_data_has_come() {
         cloud.until("v", "available").await;
         refused
     });
-    assert!(refused.contains("it is not formatted"), "{refused}");
+    assert!(refused.contains("waits for the restore of backup"), "{refused}");
     made.unwrap();
     let at = other.mount("v", "c").await.unwrap();
     assert_eq!(fs::read_to_string(at.join("x")).unwrap(), "origin");
@@ -578,6 +578,8 @@ async fn option_profile_takes_what_is_not_said_from_the_config() {
     node.create("db-3", json!({ "profile": "scratch" })).await.unwrap();
     let found = cloud.volume("db-3").await;
     assert_eq!((&found["size"], &found["metadata"]["kind"]), (&json!(1), &json!("scratch")));
+    node.create("db-5", json!({ "profile": "" })).await.unwrap();
+    assert_eq!(cloud.volume("db-5").await["size"], 1, "none at all");
     // A copy is as large, and of the type, as what it is a copy of.
     node.create("db-4", json!({ "from": "db-3" })).await.unwrap();
     let found = cloud.volume("db-4").await;

@@ -15,6 +15,7 @@ use super::journal::{Creation, VERSION};
 use super::metadata::{self, FormatState};
 use super::options::{self, CreateOptions, Source};
 use super::pace::Pace;
+use super::prepare::not_restored;
 use super::resolve::Lookup;
 use super::{Driver, DriverError, VolumeName};
 use crate::config::Profile;
@@ -54,7 +55,11 @@ impl Driver {
         let volume = match self.existing(&name, deadline).await? {
             Some(volume) => {
                 log_contradictions(&name, &volume, &options);
-                self.until_created(volume, deadline).await?
+                let volume = self.until_created(volume, deadline).await?;
+                if let Some(backup) = metadata::restoring(&volume) {
+                    return Err(not_restored(&volume, backup));
+                }
+                volume
             }
             None => return self.make(&name, &options, deadline).await,
         };
@@ -70,15 +75,19 @@ impl Driver {
     ) -> Result<BTreeMap<String, String>, DriverError> {
         let profiles = &self.settings.profiles;
         let profile = match given.get(options::PROFILE) {
+            Some(none) if none.is_empty() => None,
             Some(asked) => {
                 let found = profiles.iter().find(|profile| profile.name == *asked);
                 Some(found.ok_or_else(|| unknown_profile(asked, profiles))?)
             }
             None => profiles.iter().find(|profile| profile.is_for(name.as_str())),
         };
-        let Some(profile) = profile else { return Ok(given.clone()) };
-        let mut all = options::completed(given, &profile.options);
-        all.insert(options::PROFILE.to_owned(), profile.name.clone());
+        let mut all = given.clone();
+        all.remove(options::PROFILE);
+        if let Some(profile) = profile {
+            all = options::completed(&all, &profile.options);
+            all.insert(options::PROFILE.to_owned(), profile.name.clone());
+        }
         Ok(all)
     }
 
@@ -206,7 +215,7 @@ impl Driver {
     ) -> Result<Volume, DriverError> {
         let id = volume.id;
         if request.backup_id.is_none() {
-            // Nobody has formatted it: a volume that says it is from a backup never is.
+            // Nobody has used it: none of our hosts mounts it until the backup has come.
             if let Err(error) = self.cloud.restore_backup(backup, id).await {
                 if !error.is_ambiguous()
                     && let Err(undo) = self.cloud.delete_volume(id).await
@@ -221,7 +230,9 @@ impl Driver {
         }
         let mut tags = request.metadata.clone();
         // Of the volume that was backed up, which may have been removed since.
-        tags.insert(metadata::RETAINED.to_owned(), String::new());
+        for key in [metadata::RETAINED, metadata::RESTORING] {
+            tags.insert(key.to_owned(), String::new());
+        }
         tags.entry(metadata::CLUSTER.to_owned()).or_default();
         self.cloud.set_metadata(id, &tags).await?;
         if volume.name != name.as_str() {
@@ -439,6 +450,8 @@ impl Driver {
                 request.size.get_or_insert(backup.size);
                 if self.cloud.creates_from_backup().await? {
                     request.backup_id = Some(backup.id);
+                } else {
+                    tag(metadata::RESTORING, backup.id);
                 }
             }
         }
@@ -494,8 +507,8 @@ impl Driver {
         Ok(hints)
     }
 
-    /// At start: creations whose outcome was never learned. A volume that ended in `error` is
-    /// removed; any other is an ordinary volume by now.
+    /// At start: creations whose outcome was never learned. A volume that ended in `error`, or waits
+    /// for a backup that nobody restores any more, is removed; any other is an ordinary volume by now.
     pub(super) async fn finish_creations(&self) {
         for creation in self.journal.creations() {
             let Ok(name) = VolumeName::parse(&creation.name) else {
@@ -507,7 +520,16 @@ impl Driver {
             let Ok(volumes) = self.cloud.volumes_named(name.as_str()).await else { continue };
             let ours = volumes.into_iter().find(|v| metadata::nonce(v) == Some(creation.nonce));
             if let Some(volume) = ours {
-                if volume.status == VolumeStatus::Creating {
+                let is_under_way = matches!(
+                    volume.status,
+                    VolumeStatus::Creating | VolumeStatus::Downloading | VolumeStatus::Restoring
+                );
+                if is_under_way {
+                    continue;
+                }
+                let waits = metadata::restoring(&volume).is_some()
+                    && volume.status == VolumeStatus::Available;
+                if waits && self.cloud.delete_volume(volume.id).await.is_err() {
                     continue;
                 }
                 if volume.status == VolumeStatus::Error {

@@ -60,6 +60,8 @@ pub const RETAINED: &str = "docker.retained";
 pub const CLUSTER: &str = "docker.cluster";
 /// The backup it was made from (id). It has data, though Cinder does not show why.
 pub const BACKUP: &str = "docker.backup";
+/// The backup that is still to be restored to it (id); empty = it was. Until then it is nobody's.
+pub const RESTORING: &str = "docker.restoring";
 /// The image it was made from (id).
 pub const IMAGE: &str = "docker.image";
 /// Create option `hints`.
@@ -118,6 +120,11 @@ pub fn cluster(volume: &Volume) -> Option<&str> {
 /// name is not removed: the removal broke off.
 pub fn retained(volume: &Volume) -> Option<&str> {
     filled(volume, RETAINED).filter(|was| *was != volume.name)
+}
+
+/// The backup that was to be restored to it and was not, as far as is known.
+pub fn restoring(volume: &Volume) -> Option<&str> {
+    filled(volume, RESTORING)
 }
 
 fn filled<'a>(volume: &'a Volume, key: &str) -> Option<&'a str> {

@@ -258,7 +258,7 @@ pub const TABLE: &[Row] = &[
         name: PROFILE,
         aliases: &[],
         example: "database",
-        help: "take what is not said here from this profile of the config file (Profiles)",
+        help: "take what is not said here from this profile of the config file (Profiles); empty: none",
         apply: |options, value| put(&mut options.profile, text(value)?),
     },
 ];
@@ -689,8 +689,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever is given a profile by the name of the volume cannot help it: what it says never
-        /// stands in the way of what makes sense by itself.
+        /// Whoever is given a profile by the name of the volume cannot help it: what it says stands
+        /// in the way of nothing that makes sense by itself.
         #[test]
         fn a_profile_contradicts_nothing_that_is_said_at_the_create(
             given in some_options(), profile in some_options(),
@@ -700,12 +700,16 @@ mod tests {
             let all = completed(&given, &profile);
             prop_assert!(given.iter().all(|(name, value)| all.get(name) == Some(value)));
             if let Err(error) = CreateOptions::parse(&all, FsType::Ext4) {
-                // A part of what is needed: the profile says so itself.
-                let of_part = ["read_only", "partition", "multiattach"];
                 let error = error.to_string();
+                // A part of what is needed: the profile says so itself. Or it has the data of a
+                // source, in whose place nobody should get a blank volume without a word.
+                let of_part = ["read_only", "partition", "multiattach"];
                 let needs = |name: &&&str| error.contains(&format!("option \"{name}\" needs"));
-                let found = of_part.iter().find(needs);
-                prop_assert!(found.is_some_and(|name| profile.contains_key(*name)), "{error}");
+                let is_of_part =
+                    of_part.iter().find(needs).is_some_and(|name| profile.contains_key(*name));
+                let has_source = SOURCES.iter().any(|name| profile.contains_key(*name));
+                let is_blank = has_source && error.contains("is for a blank volume");
+                prop_assert!(is_of_part || is_blank, "{error}");
             }
         }
 
