@@ -594,6 +594,24 @@ async fn option_profile_takes_what_is_not_said_from_the_config() {
     assert!(error.contains("the config of this host has none"), "{error}");
 }
 
+/// Not when a container needs it.
+#[tokio::test]
+async fn option_profile_that_is_wrong_is_found_by_check_and_at_the_start() {
+    let cloud = Cloud::start().await;
+    let profiles = json!({ "db": { "names": "db-*", "fs": "xfs", "sise": "5" } });
+    let mut node = Node::prepare(cloud.sandbox.config(), json!({ "Profiles": profiles }));
+    let told = "Profiles has a profile \"db\" with a wrong option: unknown option \"sise\": did you \
+                mean \"size\"?";
+    node.write_config();
+    let check = node.cli(&["check"]).await;
+    assert!(!check.status.success());
+    let said = String::from_utf8_lossy(&check.stdout).replace("\n    ", " ");
+    assert!(said.contains(told), "{said}");
+    node.spawn();
+    until("ended", async || node.has_ended()).await;
+    assert!(node.log().contains(told), "{}", node.log());
+}
+
 #[tokio::test]
 async fn option_from_makes_a_clone() {
     let cloud = Cloud::start().await;
