@@ -668,6 +668,8 @@ fn single_values_that_make_no_sense_are_refused() {
             "\"volume_id\" has no place in a profile",
         ),
         (r#""Profiles": {"db": {"from": "a", "fs": "xfs"}}"#, "the profile has a source"),
+        (r#""Profiles": {"db": {"read_only": true}}"#, ""),
+        (r#""Profiles": {"db": {"read_only": true, "names": "db"}}"#, "\"read_only\" needs"),
         (r#""FailoverLease": 5"#, "FailoverLease must be 10 to 3600 seconds"),
         (r#""ConnectorHost": "a b""#, "ConnectorHost must be a host name"),
         (r#""Interface": "private""#, "Interface is \"private\""),

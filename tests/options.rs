@@ -436,7 +436,9 @@ async fn option_hints_reach_the_scheduler() {
 #[tokio::test]
 async fn option_multiattach_lets_several_hosts_read() {
     let cloud = Cloud::start().await;
-    let (node, other) = tokio::join!(Node::start(&cloud), Node::start(&cloud));
+    // While one is being let in, Cinder lets no other in.
+    let patient = || Node::start_with(&cloud, json!({ "WaitForRelease": 30 }));
+    let (node, other) = tokio::join!(patient(), patient());
     // A clone is of the type of its origin.
     node.create("origin", json!({ "type": "multiattach" })).await.unwrap();
     let at = node.mount("origin", "c").await.unwrap();

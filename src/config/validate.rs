@@ -99,7 +99,8 @@ impl<'a> Checker<'a> {
         for profile in profiles {
             // The choice was checked above.
             let Some(fs) = metadata::fs_type(default_filesystem) else { continue };
-            for problem in options::problems_of_profile(&profile.options, fs) {
+            let alone = !profile.names.is_empty();
+            for problem in options::problems_of_profile(&profile.options, alone, fs) {
                 let what =
                     format!("has a profile {:?} with a wrong option: {problem}", profile.name);
                 self.findings.wrong(origin, what);

@@ -467,7 +467,7 @@ impl Driver {
 
     /// The only snapshot of this name or id that the volume has.
     async fn snapshot_of(&self, volume: &Volume, asked: &str) -> Result<String, DriverError> {
-        let all = self.cloud.snapshots_of(volume.id).await?;
+        let all = self.cloud.snapshots(Some(volume.id)).await?;
         let fit: Vec<_> = all.iter().filter(|one| one.name == asked || one.id == asked).collect();
         let listed = |snapshots: &mut dyn Iterator<Item = &str>| {
             let shown: Vec<_> = snapshots.take(MOST_SNAPSHOTS).map(shown).collect();

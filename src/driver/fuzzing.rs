@@ -43,7 +43,7 @@ pub fn create_options(given: &BTreeMap<String, String>) {
     let volumes = hints().filter(|(key, _)| VOLUME_HINTS.contains(&key.as_str()));
     assert!(volumes.flat_map(|(_, values)| values).all(|name| VolumeName::is_valid(name)));
     // A profile's own words, said again at the create, change nothing.
-    if problems_of_profile(given, FsType::Ext4).is_empty() {
+    if problems_of_profile(given, false, FsType::Ext4).is_empty() {
         assert_eq!(&completed(given, given), given);
     }
 }

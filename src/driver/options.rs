@@ -387,8 +387,13 @@ impl CreateOptions {
     }
 }
 
-/// What is wrong with the options of a profile, which may be only a part of what is needed.
-pub fn problems_of_profile(given: &BTreeMap<String, String>, default_fs: FsType) -> Vec<String> {
+/// What is wrong with the options of a profile. One that `stands_alone` is for those who can pass no
+/// options; another may be only a part of what is needed.
+pub fn problems_of_profile(
+    given: &BTreeMap<String, String>,
+    stands_alone: bool,
+    default_fs: FsType,
+) -> Vec<String> {
     let (options, mut problems) = CreateOptions::read(given);
     for name in ["profile", "volume_id"] {
         if given.keys().any(|given| find(given).is_some_and(|row| row.name == name)) {
@@ -396,7 +401,9 @@ pub fn problems_of_profile(given: &BTreeMap<String, String>, default_fs: FsType)
         }
     }
     let is_of_blank = |name: &&String| find(name).is_some_and(|row| FOR_BLANK.contains(&row.name));
-    if options.source.is_some()
+    if stands_alone {
+        problems.extend(options.contradictions());
+    } else if options.source.is_some()
         && let Some(name) = given.keys().find(is_of_blank)
     {
         problems
@@ -696,7 +703,7 @@ mod tests {
             given in some_options(), profile in some_options(),
         ) {
             prop_assume!(CreateOptions::parse(&given, FsType::Ext4).is_ok());
-            prop_assume!(problems_of_profile(&profile, FsType::Ext4).is_empty());
+            prop_assume!(problems_of_profile(&profile, false, FsType::Ext4).is_empty());
             let all = completed(&given, &profile);
             prop_assert!(given.iter().all(|(name, value)| all.get(name) == Some(value)));
             if let Err(error) = CreateOptions::parse(&all, FsType::Ext4) {

@@ -148,7 +148,7 @@ impl Driver {
     }
 
     async fn last_snapshot(&self, volume: &Volume, name: &str) -> Result<(), DriverError> {
-        let made = self.cloud.create_snapshot(volume.id, name).await?;
+        let made = self.cloud.create_snapshot(volume.id, name, &BTreeMap::new(), false).await?;
         let end = Instant::now() + SNAPSHOT_PATIENCE;
         let mut pace = Pace::new();
         loop {

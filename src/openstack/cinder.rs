@@ -213,38 +213,50 @@ impl Cloud {
         self.one_volume(&call, |volume| volume.id == id && volume.name == name).await
     }
 
-    /// Takes a snapshot of a volume that is not attached (`POST /snapshots`); it is not finished at
-    /// once. Ambiguous answers are the caller's to resolve.
-    pub async fn create_snapshot(&self, volume: Uuid, name: &str) -> Result<Snapshot, CloudError> {
-        let what = format!("take snapshot {name:?} of volume {volume}");
-        let body = json!({ "snapshot": { "volume_id": volume, "name": name } });
+    /// Every snapshot of a volume, or of the project.
+    pub async fn snapshots(&self, volume: Option<Uuid>) -> Result<Vec<Snapshot>, CloudError> {
+        let id = volume.map(|id| id.to_string());
+        let (what, query) = match &id {
+            Some(id) => (format!("list the snapshots of volume {id}"), query(&[("volume_id", id)])),
+            None => ("list the snapshots".to_owned(), query(&[("limit", PAGE)])),
+        };
+        let path = "/snapshots/detail";
+        let rows = self.rows(Service::BlockStorage, &what, path, "snapshots", query, None).await?;
+        let all = rows.iter().filter_map(Snapshot::read);
+        // Cinder may ignore the filter.
+        Ok(all.filter(|one| id.as_ref().is_none_or(|id| one.volume_id == *id)).collect())
+    }
+
+    /// `POST /snapshots`, by force where the volume is `in_use`. Success means that the snapshot is
+    /// being made. Ambiguous answers are the caller's to resolve (by nonce in the metadata).
+    pub async fn create_snapshot(
+        &self,
+        volume: Uuid,
+        name: &str,
+        metadata: &BTreeMap<String, String>,
+        in_use: bool,
+    ) -> Result<Snapshot, CloudError> {
+        let mut body = json!({ "volume_id": volume, "name": name, "metadata": metadata });
+        if in_use {
+            // At the oldest microversion: from 3.66 on it may not be said any more.
+            body["force"] = true.into();
+        }
         let call = Call {
+            // It is about the volume that the body names.
             missing_is_an_answer: false,
-            ..Call::effect(Method::POST, what, "/snapshots", Some(body), &[200, 202])
+            ..Call::effect(
+                Method::POST,
+                format!("take a snapshot of volume {volume}"),
+                "/snapshots",
+                Some(json!({ "snapshot": body })),
+                &[200, 202],
+            )
         };
         let answer = self.send(&call).await?;
         let body: Value = answer.json(&call)?;
-        match Snapshot::read(&body["snapshot"]) {
-            Some(made) if made.name == name && made.volume_id == volume.to_string() => Ok(made),
-            _ => Err(answer.unexpected(&call, "its answer is about another snapshot")),
-        }
-    }
-
-    /// All snapshots of a volume.
-    pub async fn snapshots_of(&self, volume: Uuid) -> Result<Vec<Snapshot>, CloudError> {
-        let id = volume.to_string();
-        let rows = self
-            .rows(
-                Service::BlockStorage,
-                &format!("list the snapshots of volume {id}"),
-                "/snapshots/detail",
-                "snapshots",
-                query(&[("volume_id", &id)]),
-                None,
-            )
-            .await?;
-        let snapshots = rows.iter().filter_map(Snapshot::read);
-        Ok(snapshots.filter(|snapshot| snapshot.volume_id == id).collect())
+        Snapshot::read(&body["snapshot"])
+            .filter(|made| made.volume_id == volume.to_string() && made.name == name)
+            .ok_or_else(|| answer.unexpected(&call, "its answer is about another snapshot"))
     }
 
     /// A backup by id or by exact name. Several of one name: an error that lists the ids.
