@@ -507,8 +507,9 @@ impl Driver {
         Ok(hints)
     }
 
-    /// At start: creations whose outcome was never learned. A volume that ended in `error`, or waits
-    /// for a backup that nobody restores any more, is removed; any other is an ordinary volume by now.
+    /// At start: creations whose outcome was never learned. A volume that ended in `error` is
+    /// removed; any other is an ordinary volume by now, or says that it waits for its backup: whether
+    /// somebody else has used it since, nobody knows.
     pub(super) async fn finish_creations(&self) {
         for creation in self.journal.creations() {
             let Ok(name) = VolumeName::parse(&creation.name) else {
@@ -525,11 +526,6 @@ impl Driver {
                     VolumeStatus::Creating | VolumeStatus::Downloading | VolumeStatus::Restoring
                 );
                 if is_under_way {
-                    continue;
-                }
-                let waits = metadata::restoring(&volume).is_some()
-                    && volume.status == VolumeStatus::Available;
-                if waits && self.cloud.delete_volume(volume.id).await.is_err() {
                     continue;
                 }
                 if volume.status == VolumeStatus::Error {

@@ -9,6 +9,7 @@
 //! docker.cluster    the ClusterID of the hosts whose volume it is
 //! docker.on_remove  what becomes of it at "docker volume rm"
 //! docker.retained   its name while it was a Docker volume: removed, and kept all the same
+//! docker.restoring  the backup that it waits for: until that has come it is not mounted
 //! docker.backup …   create options that Cinder does not show
 //! ```
 
