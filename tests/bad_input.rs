@@ -77,7 +77,9 @@ impl World {
                 entry[key] = Value::Null;
             }
             // What Cinder last said of it.
-            entry["facts"]["size"] = Value::Null;
+            for key in ["size", "options"] {
+                entry["facts"][key] = Value::Null;
+            }
         }
         self
     }

@@ -250,7 +250,9 @@ fn every_setting_of_this_host_and_the_driver_can_be_written() {
            "DefaultVolSz": 5, "DefaultVolumeType": "ssd", "DefaultFilesystem": "XFS",
            "AttachFlow": "attachments", "ListAll": true, "RemoveForeign": "true",
            "FormatForeign": false, "NewVolumeBlocks": "dirty", "WaitForRelease": "90",
-           "ContentDirectory": "", "Failover": ["fast", "faster"], "FailoverLease": 60"#,
+           "ContentDirectory": "", "Failover": ["fast", "faster"], "FailoverLease": 60,
+           "ClusterID": "blue-7", "AvailabilityZone": "zone 1",
+           "Profiles": {"db": {"names": "db-*", "size": 5, "fs": "xfs"}, "other": {}}"#,
     )
     .settings();
     assert_eq!(settings.host.mount_point, Path::new("/mnt/cvols"));
@@ -271,6 +273,12 @@ fn every_setting_of_this_host_and_the_driver_can_be_written() {
     assert_eq!(driver.content_directory, "");
     assert_eq!(driver.failover.types, ["fast", "faster"]);
     assert_eq!(driver.failover.lease, Duration::from_secs(60));
+    assert_eq!(driver.cluster.as_deref(), Some("blue-7"));
+    assert_eq!(driver.availability_zone.as_deref(), Some("zone 1"));
+    let [db, other] = &*driver.profiles else { panic!("{:?}", driver.profiles) };
+    assert_eq!((&*db.name, &*db.names, &*other.name), ("db", &["db-*".to_owned()][..], "other"));
+    assert_eq!((&*db.options["size"], &*db.options["fs"]), ("5", "xfs"));
+    assert!(db.is_for("db-1") && !db.is_for("web") && !other.is_for("web"));
 }
 
 #[test]
@@ -641,6 +649,27 @@ fn single_values_that_make_no_sense_are_refused() {
             r#""Failover": "a", "HostUUID": "219b0670-a214-4281-8424-5bb3beaaa509""#,
             "Failover needs the attachments flow",
         ),
+        (r#""ClusterID": "a b""#, "ClusterID must be of letters"),
+        (r#""ClusterID": 5"#, "ClusterID must be text"),
+        (r#""Profiles": []"#, "Profiles must be an object of profiles, not a list"),
+        (r#""Profiles": {"a b": {}}"#, "Profiles has a profile \"a b\": a name is of letters"),
+        (
+            r#""Profiles": {"db": {"sise": "5"}}"#,
+            "Profiles has a profile \"db\" with a wrong option: unknown option \"sise\": did you mean \
+             \"size\"?",
+        ),
+        (r#""Profiles": {"db": {"size": "5M"}}"#, "whole number of GiB"),
+        (r#""Profiles": {"db": {"mount_opts": "bind"}}"#, "bind"),
+        (r#""Profiles": {"db": {"fs": "xfs", "mkfs_opts": "-N 100"}}"#, "mkfs_opts"),
+        (r#""DefaultFilesystem": "xfs", "Profiles": {"a": {"mkfs_opts": "-N 5"}}"#, "mkfs_opts"),
+        (r#""Profiles": {"db": {"profile": "db"}}"#, "\"profile\" has no place in a profile"),
+        (
+            r#""Profiles": {"db": {"volume_id": "8f2c1f2e-6c1c-4d57-9d0a-222222222222"}}"#,
+            "\"volume_id\" has no place in a profile",
+        ),
+        (r#""Profiles": {"db": {"from": "a", "fs": "xfs"}}"#, "the profile has a source"),
+        (r#""Profiles": {"db": {"read_only": true}}"#, ""),
+        (r#""Profiles": {"db": {"read_only": true, "names": "db"}}"#, "\"read_only\" needs"),
         (r#""FailoverLease": 5"#, "FailoverLease must be 10 to 3600 seconds"),
         (r#""ConnectorHost": "a b""#, "ConnectorHost must be a host name"),
         (r#""Interface": "private""#, "Interface is \"private\""),

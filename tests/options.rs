@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cinder_docker_driver::driver::options::TABLE;
-use cinder_docker_driver::sandbox::faults::Action;
+use cinder_docker_driver::sandbox::faults::{Action, Canned};
 use serde_json::{Value, json};
 use support::{Cloud, Node, sh};
 
@@ -32,6 +32,22 @@ fn every_row_of_the_table_has_a_test() {
             assert!(source.contains(&format!("\"{alias}\"")), "the alias {alias} has no test");
         }
     }
+}
+
+const ID: &str = "8f2c1f2e-6c1c-4d57-9d0a-222222222222";
+
+/// The README tells of every option, and of nothing that is none.
+#[test]
+fn the_readmes_table_is_the_table() {
+    let readme = include_str!("../README.md");
+    let (_, section) = readme.split_once("### Options of `docker volume create -o`").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let first_cells =
+        section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    let told: std::collections::BTreeSet<&str> =
+        first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    let known: std::collections::BTreeSet<&str> = TABLE.iter().map(|row| row.name).collect();
+    assert_eq!(told, known);
 }
 
 /// A column of findmnt about the filesystem that holds a path.
@@ -193,6 +209,411 @@ async fn option_snapshot_makes_the_volume_from_it() {
     assert!(error.contains("cannot be smaller than the snapshot size 2GB"), "{error}");
 }
 
+/// A backup of a volume, and its id.
+async fn backup(cloud: &Cloud, volume: &str, name: &str) -> String {
+    let body = json!({ "backup": { "volume_id": volume, "name": name } });
+    let made = cloud.cinder("POST", "/backups", body).await;
+    let id = made["backup"]["id"].as_str().unwrap().to_owned();
+    until("backed up", async || {
+        let found = cloud.cinder("GET", &format!("/backups/{id}"), Value::Null).await;
+        found["backup"]["status"] == "available"
+    })
+    .await;
+    id
+}
+
+/// New clouds (3.47) make the volume from the backup, old ones restore it over a blank volume.
+#[tokio::test]
+async fn option_backup_makes_the_volume_from_it_on_new_clouds_and_old() {
+    let cloud = Cloud::start().await;
+    let v2 = cloud.sandbox.config()["Endpoint"].as_str().unwrap().replace("/v3", "/volume/v2");
+    for (old, more) in [(false, json!({})), (true, json!({ "BlockStorageEndpoint": v2 }))] {
+        let node = Node::start_with(&cloud, more).await;
+        let origin = format!("origin-{old}");
+        let nightly = format!("nightly-{old}");
+        let volume = with_data(&cloud, &node, &origin).await;
+        let id = backup(&cloud, &volume, &nightly).await;
+        let nonce = cloud.volume(&origin).await["metadata"]["docker.nonce"].clone();
+        cloud.forget_calls();
+        for (name, options) in [
+            (format!("a-{old}"), json!({ "backup": nightly, "metadata": "team=web" })),
+            (format!("b-{old}"), json!({ "backup_id": id, "size": "2", "on_remove": "retain" })),
+        ] {
+            node.create(&name, options).await.unwrap();
+            let found = cloud.volume(&name).await;
+            assert_eq!(found["size"], if name.starts_with('a') { 1 } else { 2 });
+            let metadata = &found["metadata"];
+            assert_eq!(metadata["docker.backup"], *id);
+            assert_ne!(metadata["docker.nonce"], nonce, "of its own, though Cinder restores those");
+            assert!(metadata["docker.format"].as_str().unwrap().starts_with("formatted:"));
+            if name.starts_with('a') {
+                assert_eq!(metadata["team"], "web");
+            }
+            let at = node.mount(&name, "c").await.unwrap();
+            assert_eq!(fs::read_to_string(at.join("x")).unwrap(), origin);
+            node.unmount(&name, "c").await.unwrap();
+            assert_eq!(node.get(&name).await.unwrap()["Status"]["options"]["backup"], *id);
+        }
+        let restored = cloud.calls().iter().filter(|call| *call == "restore-backup").count();
+        assert_eq!(restored, if old { 2 } else { 0 });
+        // Too small, unknown, twice: refused, and nothing is left.
+        let before = cloud.volumes().await.len();
+        let error = node.create("c", json!({ "backup": "none" })).await.unwrap_err();
+        assert!(error.contains("there is no backup named \"none\""), "{error}");
+        if old {
+            cloud.fail_once("restore-backup", Action::Answer(Canned::status(413)));
+            let error = node.create("c", json!({ "backup": id })).await.unwrap_err();
+            assert!(error.contains("refused to restore backup"), "{error}");
+            until("deleted", async || cloud.volumes().await.len() == before).await;
+        }
+        backup(&cloud, &volume, &nightly).await;
+        let error = node.create("c", json!({ "backup": nightly })).await.unwrap_err();
+        assert!(error.contains("2 backups are named") && error.contains(&id), "{error}");
+        assert_eq!(cloud.volumes().await.len(), before);
+        node.assert_clean(&cloud);
+    }
+}
+
+/// It is blank until the backup is restored to it, and is not formatted in that time.
+#[tokio::test]
+async fn option_backup_is_never_formatted_before_its_data_has_come() {
+    let cloud = Cloud::start().await;
+    let v2 = cloud.sandbox.config()["Endpoint"].as_str().unwrap().replace("/v3", "/volume/v2");
+    let node = Node::start_with(&cloud, json!({ "BlockStorageEndpoint": v2 })).await;
+    let other = Node::start(&cloud).await;
+    let volume = with_data(&cloud, &node, "origin").await;
+    let id = backup(&cloud, &volume, "nightly").await;
+    cloud.forget_calls();
+    cloud.fail_once("restore-backup", Action::Delay(1500));
+    let (made, refused) = tokio::join!(node.create("v", json!({ "backup": id })), async {
+        until("asked", async || cloud.calls().iter().any(|call| call == "restore-backup")).await;
+        let refused = other.mount("v", "c").await.unwrap_err();
+        // It is free again when Cinder comes to restore.
+        cloud.until("v", "available").await;
+        refused
+    });
+    assert!(refused.contains("waits for the restore of backup"), "{refused}");
+    made.unwrap();
+    let at = other.mount("v", "c").await.unwrap();
+    assert_eq!(fs::read_to_string(at.join("x")).unwrap(), "origin");
+    other.unmount("v", "c").await.unwrap();
+}
+
+#[tokio::test]
+async fn option_from_names_a_snapshot_of_the_volume_too() {
+    let cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    let origin = with_data(&cloud, &node, "origin").await;
+    let other = with_data(&cloud, &node, "other").await;
+    let id = snapshot(&cloud, &origin, "nightly").await;
+    // The name alone would mean either.
+    snapshot(&cloud, &other, "nightly").await;
+    for (name, from) in [
+        ("a", "origin@nightly".to_owned()),
+        ("b", format!("origin@{id}")),
+        ("c", format!("{origin}@nightly")),
+    ] {
+        node.create(name, json!({ "from": from })).await.unwrap();
+        assert_eq!(cloud.volume(name).await["snapshot_id"], *id, "{from}");
+        let at = node.mount(name, "c").await.unwrap();
+        assert_eq!(fs::read_to_string(at.join("x")).unwrap(), "origin");
+        node.unmount(name, "c").await.unwrap();
+        assert_eq!(node.get(name).await.unwrap()["Status"]["options"]["snapshot"], *id);
+    }
+    let error = node.create("d", json!({ "from": "origin@weekly" })).await.unwrap_err();
+    assert!(error.contains("no snapshot \"weekly\"; it has: nightly"), "{error}");
+    let second = snapshot(&cloud, &origin, "nightly").await;
+    let error = node.create("d", json!({ "from": "origin@nightly" })).await.unwrap_err();
+    assert!(error.contains("2 snapshots \"nightly\"") && error.contains(&second), "{error}");
+    let error = node.create("d", json!({ "from": "gone@nightly" })).await.unwrap_err();
+    assert!(error.contains("no volume \"gone\""), "{error}");
+}
+
+#[tokio::test]
+async fn option_volume_id_gives_an_existing_volume_the_name() {
+    let cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    for (name, option) in [("web", "volume_id"), ("db", "adopt")] {
+        let id =
+            cloud.create(&format!("Old name of {name}"), json!({ "metadata": {"k": "v"} })).await;
+        let options = json!({ option: id, "mount_opts": "noatime", "metadata": "team=web" });
+        // Once more, as Docker does it: nothing changes.
+        for _ in 0..2 {
+            node.create(name, options.clone()).await.unwrap();
+            let found = cloud.volume(name).await;
+            assert_eq!((&found["id"], &found["metadata"]["k"]), (&json!(id), &json!("v")));
+            assert_eq!(found["metadata"]["team"], "web");
+        }
+        let at = node.mount(name, "c").await.unwrap();
+        assert!(mounted(&at, "OPTIONS").contains("noatime"));
+        let options = node.get(name).await.unwrap()["Status"]["options"].clone();
+        assert_eq!(
+            (&options["volume_id"], &options["mount_opts"]),
+            (&json!(id), &json!("noatime"))
+        );
+        node.unmount(name, "c").await.unwrap();
+        assert!(node.list().await.unwrap().contains(&name.to_owned()));
+        // It stays what it was: made elsewhere.
+        let error = node.remove(name).await.unwrap_err();
+        assert!(error.contains("it was not made by this driver"), "{error}");
+    }
+    assert_eq!(cloud.volumes().await.len(), 2);
+}
+
+#[tokio::test]
+async fn option_volume_id_takes_nothing_away_from_anybody() {
+    let cloud = Cloud::start().await;
+    let (node, other) = tokio::join!(Node::start(&cloud), Node::start(&cloud));
+    let id = cloud.create("free", json!({})).await;
+    node.create("taken", json!({})).await.unwrap();
+    node.create("used", json!({})).await.unwrap();
+    let ours = cloud.volume("taken").await["id"].clone();
+    let used = cloud.volume("used").await["id"].clone();
+    let foreign = cloud.create("Its name", json!({})).await;
+    other.mount("used", "c").await.unwrap();
+    other.mount(&foreign, "c").await.unwrap();
+    let unknown = uuid::Uuid::new_v4();
+    for (name, id, told) in [
+        ("taken", json!(id), "the name is taken by volume"),
+        ("web", ours, "is the Docker volume \"taken\" already"),
+        ("web", used, "attached to"),
+        ("web", json!(foreign), "attached to"),
+        ("web", json!(unknown), "could not be found"),
+    ] {
+        let error = node.create(name, json!({ "volume_id": id })).await.unwrap_err();
+        assert!(error.contains(told), "{told}: {error}");
+    }
+    let names: std::collections::BTreeSet<_> =
+        cloud.volumes().await.iter().map(|found| found["name"].to_string()).collect();
+    let kept = ["\"Its name\"", "\"free\"", "\"taken\"", "\"used\""];
+    assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), kept);
+    // Somebody makes one of the name in the middle: both are what they were.
+    cloud.forget_calls();
+    cloud.fail_once("update-volume", Action::Delay(1000));
+    let adopt = json!({ "volume_id": id });
+    let (adopted, ()) = tokio::join!(node.create("web", adopt), async {
+        until("asked", async || cloud.calls().iter().any(|call| call == "update-volume")).await;
+        cloud.create("web", json!({})).await;
+    });
+    let error = adopted.unwrap_err();
+    assert!(error.contains("got the name at the same time"), "{error}");
+    assert_eq!(cloud.volume("free").await["id"], *id);
+    assert_ne!(cloud.volume("web").await["id"], *id);
+    other.unmount("used", "c").await.unwrap();
+    other.unmount(&foreign, "c").await.unwrap();
+}
+
+#[tokio::test]
+async fn option_hints_reach_the_scheduler() {
+    let cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    node.create("first", json!({})).await.unwrap();
+    let id = cloud.volume("first").await["id"].as_str().unwrap().to_owned();
+    let cases = [
+        (json!({ "hints": "same_host=first" }), true),
+        (json!({ "scheduler_hints": format!("same_host={id}, same_host=first") }), true),
+        // The sandbox has one back end only.
+        (json!({ "hints": "different_host=first" }), false),
+        (json!({ "hints": format!("different_host={id},local_to_instance=x") }), false),
+    ];
+    for (n, (options, has_place)) in cases.into_iter().enumerate() {
+        let name = format!("v{n}");
+        let made = node.create(&name, options).await;
+        if has_place {
+            made.unwrap();
+            let options = node.get(&name).await.unwrap()["Status"]["options"].clone();
+            assert!(options["hints"].as_str().unwrap().starts_with("same_host="), "{options}");
+        } else {
+            let error = made.unwrap_err();
+            assert!(error.contains("Could not find any available weighted backend"), "{error}");
+            assert!(error.contains("it was removed again"), "{error}");
+        }
+    }
+    let error = node.create("v", json!({ "hints": "different_host=gone" })).await.unwrap_err();
+    assert!(error.contains("no volume \"gone\""), "{error}");
+}
+
+#[tokio::test]
+async fn option_multiattach_lets_several_hosts_read() {
+    let cloud = Cloud::start().await;
+    // While one is being let in, Cinder lets no other in.
+    let patient = || Node::start_with(&cloud, json!({ "WaitForRelease": 30 }));
+    let (node, other) = tokio::join!(patient(), patient());
+    // A clone is of the type of its origin.
+    node.create("origin", json!({ "type": "multiattach" })).await.unwrap();
+    let at = node.mount("origin", "c").await.unwrap();
+    fs::write(at.join("x"), "origin").unwrap();
+    node.unmount("origin", "c").await.unwrap();
+    for (name, option) in [("a", "multiattach"), ("b", "shared")] {
+        let options = json!({ option: "true", "read_only": "true", "from": "origin" });
+        node.create(name, options).await.unwrap();
+        let (here, there) = tokio::join!(node.mount(name, "c"), other.mount(name, "c"));
+        for at in [here.unwrap(), there.unwrap()] {
+            assert_eq!(fs::read_to_string(at.join("x")).unwrap(), "origin");
+            fs::write(at.join("y"), "").unwrap_err();
+        }
+        node.unmount(name, "c").await.unwrap();
+        assert_eq!(cloud.status(name).await, "in-use");
+        other.unmount(name, "c").await.unwrap();
+        assert_eq!(cloud.status(name).await, "available");
+        assert_eq!(node.get(name).await.unwrap()["Status"]["options"]["multiattach"], "true");
+    }
+    with_data(&cloud, &node, "single").await;
+    let options = json!({ "multiattach": "true", "read_only": "true", "from": "single" });
+    let error = node.create("c", options).await.unwrap_err();
+    assert!(error.contains("type \"lvmdriver-1\" are on one host at a time"), "{error}");
+    until("deleted again", async || cloud.volumes().await.len() == 4).await;
+    node.assert_clean(&cloud);
+}
+
+#[tokio::test]
+async fn option_on_remove_says_what_becomes_of_the_volume() {
+    let cloud = Cloud::start().await;
+    let (node, other) = tokio::join!(Node::start(&cloud), Node::start(&cloud));
+    for what in ["delete", "retain", "snapshot"] {
+        node.create(what, json!({ "on_remove": what })).await.unwrap();
+        let at = node.mount(what, "c").await.unwrap();
+        fs::write(at.join("x"), what).unwrap();
+        let options = node.get(what).await.unwrap()["Status"]["options"].clone();
+        assert_eq!(options["on_remove"], what, "mounted, too");
+        assert!(node.remove(what).await.is_err(), "it is used");
+        node.unmount(what, "c").await.unwrap();
+        let id = cloud.volume(what).await["id"].as_str().unwrap().to_owned();
+        // On another host: what was said at the create holds there, too.
+        other.remove(what).await.unwrap();
+        until("away", async || cloud.volumes().await.iter().all(|v| v["name"] != what)).await;
+        assert!(node.get(what).await.unwrap_err().contains("no volume"));
+        assert!(!node.list().await.unwrap().iter().any(|name| name.contains(what)));
+        let left = cloud.volumes().await.into_iter().find(|volume| volume["id"] == *id);
+        let snapshots = cloud.cinder("GET", "/snapshots", Value::Null).await;
+        let taken = snapshots["snapshots"].as_array().unwrap().clone();
+        if what == "delete" {
+            assert!(left.is_none() && taken.is_empty(), "{left:?} {taken:?}");
+            continue;
+        }
+        let left = left.unwrap();
+        let kept = left["name"].as_str().unwrap().to_owned();
+        assert!(kept.starts_with(&format!("{what}-removed-2")), "{kept}");
+        assert_eq!(left["metadata"]["docker.retained"], what);
+        assert_eq!(taken.len(), usize::from(what == "snapshot"));
+        // It is nobody's to delete now, by either name.
+        for name in [&kept, &id] {
+            let error = node.remove(name).await.unwrap_err();
+            assert!(error.contains("it was retained when"), "{error}");
+        }
+        // The name is free, for a blank one; the data is where the new name says, or comes back.
+        node.create(what, json!({})).await.unwrap();
+        assert!(fs::read_dir(node.mount(what, "c").await.unwrap()).unwrap().next().is_none());
+        node.unmount(what, "c").await.unwrap();
+        node.remove(what).await.unwrap();
+        if what == "snapshot" {
+            assert_eq!(taken[0]["name"], *kept);
+            node.create("from-last", json!({ "snapshot": kept })).await.unwrap();
+            let at = node.mount("from-last", "c").await.unwrap();
+            assert_eq!(fs::read_to_string(at.join("x")).unwrap(), what);
+            node.unmount("from-last", "c").await.unwrap();
+        }
+        node.create(what, json!({ "volume_id": id })).await.unwrap();
+        let at = node.mount(what, "c").await.unwrap();
+        assert_eq!(fs::read_to_string(at.join("x")).unwrap(), what);
+        node.unmount(what, "c").await.unwrap();
+        assert_eq!(cloud.volume(what).await["id"], *id);
+        assert!(node.list().await.unwrap().contains(&what.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn option_on_remove_changes_nothing_when_it_cannot_be_done() {
+    let cloud = Cloud::start_with(|options| options.behaviour.quotas.snapshots = 0).await;
+    let node = Node::start(&cloud).await;
+    node.create("v", json!({ "on_remove": "snapshot" })).await.unwrap();
+    let error = node.remove("v").await.unwrap_err();
+    assert!(error.contains("SnapshotLimitExceeded"), "{error}");
+    assert_eq!(cloud.status("v").await, "available");
+    // The mark is there, the name is not changed: it is a volume as before, and can be removed.
+    node.create("w", json!({ "on_remove": "retain" })).await.unwrap();
+    cloud.fail_once("update-volume", Action::Answer(Canned::status(403)));
+    let error = node.remove("w").await.unwrap_err();
+    assert!(error.contains("refused to rename volume"), "{error}");
+    assert!(Node::start(&cloud).await.list().await.unwrap().contains(&"w".to_owned()));
+    node.mount("w", "c").await.unwrap();
+    node.unmount("w", "c").await.unwrap();
+    node.remove("w").await.unwrap();
+    assert!(node.get("w").await.is_err());
+    // What nobody understands must not end in a deletion.
+    let id = cloud.volume("v").await["id"].as_str().unwrap().to_owned();
+    let body = json!({ "metadata": { "docker.on_remove": "keep" } });
+    cloud.cinder("POST", &format!("/volumes/{id}/metadata"), body).await;
+    let error = node.remove("v").await.unwrap_err();
+    assert!(error.contains("docker.on_remove=\"keep\", which makes no sense"), "{error}");
+}
+
+#[tokio::test]
+async fn option_profile_takes_what_is_not_said_from_the_config() {
+    let cloud = Cloud::start().await;
+    let profiles = json!({
+        "database": { "names": ["db-*", "pg-?"], "type": "multiattach", "fs": "xfs", "size": 2,
+                      "mkfs_opts": "-m reflink=0", "on_remove": "retain", "mount_opts": "noatime" },
+        "later": { "names": "*-1", "size": "7" },
+        "scratch": { "on_remove": "delete", "metadata": "kind=scratch" },
+    });
+    let node = Node::start_with(&cloud, json!({ "Profiles": profiles })).await;
+    // By option, by name; of two that fit, the first.
+    for (name, options) in
+        [("web", json!({ "profile": "database" })), ("db-1", json!({})), ("pg-x", Value::Null)]
+    {
+        node.create(name, options).await.unwrap();
+        let found = cloud.volume(name).await;
+        assert_eq!((&found["size"], &found["volume_type"]), (&json!(2), &json!("multiattach")));
+        let at = node.mount(name, "c").await.unwrap();
+        assert_eq!(mounted(&at, "FSTYPE"), "xfs");
+        assert!(mounted(&at, "OPTIONS").contains("noatime"));
+        let options = node.get(name).await.unwrap()["Status"]["options"].clone();
+        assert_eq!((&options["profile"], &options["fs"]), (&json!("database"), &json!("xfs")));
+        node.unmount(name, "c").await.unwrap();
+    }
+    // What is said wins, under each of its names; the profile that is named, over the pattern's.
+    node.create("db-2", json!({ "fstype": "ext4", "size": "1" })).await.unwrap();
+    let found = cloud.volume("db-2").await;
+    assert_eq!((&found["size"], &found["metadata"]["docker.fs"]), (&json!(1), &json!("ext4")));
+    assert_eq!(found["metadata"]["docker.mkfs_opts"], Value::Null, "those are for xfs");
+    node.create("db-3", json!({ "profile": "scratch" })).await.unwrap();
+    let found = cloud.volume("db-3").await;
+    assert_eq!((&found["size"], &found["metadata"]["kind"]), (&json!(1), &json!("scratch")));
+    node.create("db-5", json!({ "profile": "" })).await.unwrap();
+    assert_eq!(cloud.volume("db-5").await["size"], 1, "none at all");
+    // A copy is as large, and of the type, as what it is a copy of.
+    node.create("db-4", json!({ "from": "db-3" })).await.unwrap();
+    let found = cloud.volume("db-4").await;
+    assert_eq!((&found["size"], &found["volume_type"]), (&json!(1), &json!("lvmdriver-1")));
+    assert_eq!(found["metadata"]["docker.on_remove"], "retain");
+    let error = node.create("x", json!({ "profile": "databse" })).await.unwrap_err();
+    assert!(error.contains("did you mean \"database\"?"), "{error}");
+    let error = node.create("x", json!({ "profile": "zebra" })).await.unwrap_err();
+    assert!(error.contains("there are database, later, scratch"), "{error}");
+    let bare = Node::start(&cloud).await;
+    let error = bare.create("x", json!({ "profile": "database" })).await.unwrap_err();
+    assert!(error.contains("the config of this host has none"), "{error}");
+}
+
+/// Not when a container needs it.
+#[tokio::test]
+async fn option_profile_that_is_wrong_is_found_by_check_and_at_the_start() {
+    let cloud = Cloud::start().await;
+    let profiles = json!({ "db": { "names": "db-*", "fs": "xfs", "sise": "5" } });
+    let mut node = Node::prepare(cloud.sandbox.config(), json!({ "Profiles": profiles }));
+    let told = "Profiles has a profile \"db\" with a wrong option: unknown option \"sise\": did you \
+                mean \"size\"?";
+    node.write_config();
+    let check = node.cli(&["check"]).await;
+    assert!(!check.status.success());
+    let said = String::from_utf8_lossy(&check.stdout).replace("\n    ", " ");
+    assert!(said.contains(told), "{said}");
+    node.spawn();
+    until("ended", async || node.has_ended()).await;
+    assert!(node.log().contains(told), "{}", node.log());
+}
+
 #[tokio::test]
 async fn option_from_makes_a_clone() {
     let cloud = Cloud::start().await;
@@ -239,7 +660,19 @@ async fn option_availability_zone_is_the_volumes_zone() {
         assert_eq!(cloud.volume(name).await["availability_zone"], "nova");
         let error = node.create("elsewhere", json!({ option: "mars" })).await.unwrap_err();
         assert!(error.contains("'mars' is invalid"), "{error}");
+        assert!(error.ends_with("there are: nova"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn option_availability_zone_has_a_default_in_the_config() {
+    let cloud = Cloud::start().await;
+    let node = Node::start_with(&cloud, json!({ "AvailabilityZone": "mars" })).await;
+    let error = node.create("v", json!({})).await.unwrap_err();
+    assert!(error.contains("'mars' is invalid") && error.ends_with("there are: nova"), "{error}");
+    node.create("v", json!({ "az": "nova" })).await.unwrap();
+    // A copy is where its source is.
+    node.create("copy", json!({ "from": "v" })).await.unwrap();
 }
 
 #[tokio::test]
@@ -440,6 +873,25 @@ async fn what_is_malformed_or_contradicts_itself_is_told_and_makes_nothing() {
         (json!({ "from": "a", "uid": "1" }), "never formatted"),
         (json!({ "from": "a", "mode": "0700" }), "never formatted"),
         (json!({ "from": "../a" }), "not a volume name"),
+        (json!({ "from": "a@" }), "follows the @"),
+        (json!({ "from": "a@b", "backup": "c" }), "only one of"),
+        (json!({ "from": "@b" }), "not a volume name"),
+        (json!({ "backup": "" }), "it is empty"),
+        (json!({ "backup": "a", "fs": "xfs" }), "never formatted"),
+        (json!({ "volume_id": "web" }), "a UUID"),
+        (json!({ "volume_id": ID, "size": "1" }), "\"size\" is for a new volume"),
+        (json!({ "adopt": ID, "az": "nova" }), "\"availability_zone\" is for a new volume"),
+        (json!({ "volume_id": ID, "from": "a" }), "\"from\" is for a new volume"),
+        (json!({ "hints": "first" }), "HINT=VALUE"),
+        (json!({ "hints": "different_host=" }), "must not be empty"),
+        (json!({ "hints": "diferent_host=a" }), "did you mean \"different_host\""),
+        (json!({ "hints": "same_host=a/b" }), "not a volume name"),
+        (json!({ "hints": "x=1,x=2" }), "given twice"),
+        (json!({ "multiattach": "true" }), "two hosts write"),
+        (json!({ "shared": "true", "from": "a" }), "two hosts write"),
+        (json!({ "multiattach": "perhaps" }), "true or false"),
+        (json!({ "on_remove": "keep" }), "delete, retain or snapshot"),
+        (json!({ "profile": "x" }), "no profile \"x\""),
         (json!({ "sise": "1" }), "did you mean \"size\""),
         (json!({ "read-only": "true" }), "did you mean \"read_only\""),
         (json!({ "wombat": "1" }), "there are size, type"),

@@ -190,6 +190,11 @@ async fn live(cloud: &Cloud, flow: &str) {
         json!({ "from": nothing }),
         json!({ "image": "nothing" }),
         json!({ "image": nothing }),
+        json!({ "backup": "nothing" }),
+        json!({ "backup": nothing }),
+        json!({ "volume_id": nothing }),
+        json!({ "hints": "same_host=nothing" }),
+        json!({ "from": "v@nothing" }),
         json!({ "description": "d".repeat(256) }),
     ] {
         node.create("refused", options.clone()).await.expect_err(&options.to_string());
@@ -223,10 +228,18 @@ async fn live(cloud: &Cloud, flow: &str) {
     node.remove("v").await.unwrap_err();
     node.create("by-id", json!({ "snapshot": snapshot })).await.unwrap();
     node.create("by-name", json!({ "snapshot": "s" })).await.unwrap();
+    node.create("of-it", json!({ "from": "v@s", "hints": "same_host=v" })).await.unwrap();
     node.create("copy", json!({ "from": "v" })).await.unwrap();
     node.create("grown", json!({ "from": id, "size": 2 })).await.unwrap();
     node.create("small", json!({ "from": "grown", "size": 1 })).await.unwrap_err();
     cloud.cinder_at("DELETE", &path, Value::Null, OUR_OWN).await;
+
+    // A name that is taken away, and one that is given.
+    node.create("kept", json!({ "on_remove": "snapshot" })).await.unwrap();
+    node.remove("kept").await.unwrap();
+    let elsewhere = json!({"volume": {"name": "Made elsewhere", "size": 1}});
+    let made = cloud.cinder_at("POST", "/volumes", elsewhere, OUR_OWN).await;
+    node.create("adopted", json!({ "volume_id": made["volume"]["id"] })).await.unwrap();
 
     // Several hosts, each with an attachment.
     node.create("many", json!({ "type": "multiattach" })).await.unwrap();

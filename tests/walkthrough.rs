@@ -53,6 +53,123 @@ async fn what_else_an_engine_does_with_volumes_works() {
     machine.clear().await;
 }
 
+/// Waits until a snapshot or a backup is there.
+async fn until_made(cloud: &Cloud, kind: &str, volume: &str, name: &str) {
+    let one = kind.trim_end_matches('s');
+    let body = json!({ one: { "volume_id": volume, "name": name } });
+    let made = cloud.cinder("POST", &format!("/{kind}"), body).await;
+    let path = format!("/{kind}/{}", made[one]["id"].as_str().unwrap_or_else(|| panic!("{made}")));
+    while cloud.cinder("GET", &path, serde_json::Value::Null).await[one]["status"] != "available" {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+/// Everything that can be said at a create, as people say it; what inspect then shows; and that the
+/// volume can be used.
+#[tokio::test]
+async fn every_option_is_said_to_an_engine_and_shown_by_it() {
+    let cloud = Cloud::start().await;
+    let more = json!({
+        "ClusterID": "blue",
+        "Profiles": {
+            "database": { "names": ["db-*"], "size": 2, "fs": "xfs" },
+            "small": { "type": "solidfire" },
+        },
+    });
+    let Some(machine) = Machine::boot("box-1", &cloud, more).await else { return };
+    machine
+        .sh("docker volume create -d cinder -o type=multiattach -o on_remove=retain origin")
+        .await;
+    let run = "docker run --rm -v";
+    machine.sh(&format!("{run} origin:/data ubuntu sh -c 'echo origin >/data/x'")).await;
+    let id_of = async |name: &str| cloud.volume(name).await["id"].as_str().unwrap().to_owned();
+    let origin = id_of("origin").await;
+    until_made(&cloud, "snapshots", &origin, "nightly").await;
+    until_made(&cloud, "backups", &origin, "weekly").await;
+    let elsewhere = cloud.create("Made elsewhere", json!({})).await;
+
+    let mut said = std::collections::BTreeSet::new();
+    let new = |more: &[(&'static str, &str)]| -> Vec<(&'static str, String)> {
+        more.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
+    };
+    for (name, options, data) in [
+        (
+            "new",
+            new(&[
+                ("size", "2"),
+                ("type", "solidfire"),
+                ("fs", "ext4"),
+                ("mkfs_opts", "-N 4096"),
+                ("mount_opts", "noatime"),
+                ("availability_zone", "nova"),
+                ("description", "web shop"),
+                ("metadata", "team=web,tier=1"),
+                ("hints", "same_host=origin"),
+                ("uid", "999"),
+                ("gid", "998"),
+                ("mode", "0770"),
+                ("on_remove", "snapshot"),
+            ]),
+            None,
+        ),
+        ("snapped", new(&[("snapshot", "nightly")]), Some("origin")),
+        ("of-it", new(&[("from", "origin@nightly")]), Some("origin")),
+        (
+            "shared",
+            new(&[("from", "origin"), ("read_only", "true"), ("multiattach", "true")]),
+            Some("origin"),
+        ),
+        ("restored", new(&[("backup", "weekly")]), Some("origin")),
+        ("adopted", new(&[("volume_id", &elsewhere)]), None),
+        ("typed", new(&[("profile", "small")]), None),
+    ] {
+        let words: Vec<_> =
+            options.iter().map(|(name, value)| format!("-o '{name}={value}'")).collect();
+        machine.sh(&format!("docker volume create -d cinder {} {name}", words.join(" "))).await;
+        let inspect = format!("docker volume inspect -f '{{{{json .Status}}}}' {name}");
+        let status: serde_json::Value = serde_json::from_str(&machine.sh(&inspect).await).unwrap();
+        assert_eq!(status["cluster"], "blue");
+        for (option, value) in options {
+            said.insert(option);
+            let shown = &status["options"][option];
+            let names = ["snapshot", "from", "backup"];
+            match option {
+                // Of whatever it was, Cinder keeps the id.
+                "from" if value.contains('@') => assert!(shown.is_null(), "{status}"),
+                option if names.contains(&option) => {
+                    let id = shown.as_str().and_then(|id| uuid::Uuid::parse_str(id).ok());
+                    assert!(id.is_some(), "{option}: {status}");
+                }
+                _ => assert_eq!(*shown, *value, "{option}: {status}"),
+            }
+        }
+        let has =
+            machine.sh(&format!("{run} {name}:/data ubuntu sh -c 'cat /data/x || true'")).await;
+        assert_eq!(has, data.unwrap_or_default(), "{name}");
+    }
+    // The other options have their volumes in tests/options.rs.
+    let elsewhere = std::collections::BTreeSet::from(["image", "partition"]);
+    let known: std::collections::BTreeSet<&str> =
+        cinder_docker_driver::driver::options::TABLE.iter().map(|row| row.name).collect();
+    assert_eq!(&said | &elsewhere, known);
+
+    // Who can pass no options has those of the profile for the name.
+    let fs = machine.sh(&format!("{run} db-1:/data --volume-driver=cinder ubuntu mount")).await;
+    assert!(fs.lines().any(|line| line.contains(" on /data type xfs ")), "{fs}");
+    let wrong = machine.run("docker volume create -d cinder -o profile=databse x").await;
+    let error = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(!wrong.status.success() && error.contains("did you mean \"database\"?"), "{error}");
+
+    // What is retained is gone for the engine, and comes back by its id.
+    machine.sh("docker volume rm origin").await;
+    assert_eq!(machine.sh("docker volume ls -q | grep -c origin || true").await, "0");
+    let kept = cloud.volumes().await.into_iter().find(|volume| volume["id"] == *origin).unwrap();
+    assert!(kept["name"].as_str().unwrap().starts_with("origin-removed-"), "{kept}");
+    machine.sh(&format!("docker volume create -d cinder -o volume_id={origin} again")).await;
+    assert_eq!(machine.sh(&format!("{run} again:/data ubuntu cat /data/x")).await, "origin");
+    machine.clear().await;
+}
+
 /// What the engine asked the plugin about a volume, in order, as the plugin's log tells it; what
 /// is asked several times in a row once.
 fn asked(machine: &Machine, volume: &str) -> Vec<String> {

@@ -15,6 +15,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::findings::{Findings, Origin};
+use super::profiles::{self, Profile};
 
 /// A configuration is a page of text: what is larger is another file.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -32,6 +33,8 @@ enum Kind {
     Flag,
     /// A list of JSON strings; one alone is a list of one.
     List,
+    /// An object of profiles, each an object of create options.
+    Profiles,
 }
 
 /// Every key, in the spelling that messages use. A new key is a row here and its use in
@@ -85,6 +88,9 @@ const KEYS: &[(&str, Kind)] = &[
     ("ContentDirectory", Kind::Text),
     ("Failover", Kind::List),
     ("FailoverLease", Kind::Number),
+    ("ClusterID", Kind::Text),
+    ("AvailabilityZone", Kind::Text),
+    ("Profiles", Kind::Profiles),
 ];
 
 /// A value of the right kind.
@@ -94,6 +100,7 @@ enum Value {
     Number(u64),
     Flag(bool),
     List(Vec<String>),
+    Profiles(Vec<Profile>),
 }
 
 #[derive(Debug, Clone)]
@@ -139,6 +146,14 @@ impl ConfigFile {
     pub fn list(&self, key: &str) -> Option<(&[String], &Origin)> {
         match self.entries.get(key)? {
             Entry { value: Value::List(list), origin } => Some((list, origin)),
+            _ => None,
+        }
+    }
+
+    /// The profiles, and where they are. `null` counts as left out.
+    pub fn profiles(&self, key: &str) -> Option<(&[Profile], &Origin)> {
+        match self.entries.get(key)? {
+            Entry { value: Value::Profiles(profiles), origin } => Some((profiles, origin)),
             _ => None,
         }
     }
@@ -308,6 +323,10 @@ fn value_of(kind: Kind, raw: &RawValue) -> Result<Option<Value>, String> {
                 .ok_or_else(|| "must be a list of texts in double quotes".to_owned())
         }
         (Kind::List, _) => Err(format!("must be a list, not {found}")),
+        (Kind::Profiles, Json::Object(_)) => {
+            profiles::read(raw).map(|profiles| Some(Value::Profiles(profiles)))
+        }
+        (Kind::Profiles, _) => Err(format!("must be an object of profiles, not {found}")),
     }
 }
 
@@ -322,7 +341,7 @@ fn nearest_key(written: &str) -> Option<&'static str> {
 }
 
 /// The members of an object in their order, repeated ones too, each a slice of the text.
-struct Members<'a>(Vec<(&'a RawValue, &'a RawValue)>);
+pub(super) struct Members<'a>(pub(super) Vec<(&'a RawValue, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

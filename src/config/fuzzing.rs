@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 use super::file::ConfigFile;
 use super::findings::Findings;
 use super::{Settings, clouds, file, validated};
+use crate::driver::{metadata, options};
 use crate::fuzzing::assert_readable;
 
 /// Keys of a password or the like, in both files.
@@ -96,6 +97,18 @@ fn assert_sound(settings: &Settings) {
     assert!(matches!(*content, [] | [Component::Normal(_)]), "{:?}", driver.content_directory);
     assert!(driver.wait_for_release.as_secs() <= 90 && driver.failover.lease.as_secs() >= 10);
     assert!((1..=u64::from(i32::MAX.unsigned_abs())).contains(&driver.default_size));
+    for profile in &driver.profiles {
+        assert!((1..=64).contains(&profile.name.len()), "{profile:?}");
+        let Some(fs) = metadata::fs_type(&driver.default_filesystem) else {
+            unreachable!("{:?}", driver.default_filesystem)
+        };
+        let alone = !profile.names.is_empty();
+        let problems = options::problems_of_profile(&profile.options, alone, fs);
+        assert!(problems.is_empty(), "{problems:?}");
+        // Whether it is or not: it must not take forever.
+        profile.is_for(&"a".repeat(255));
+    }
+    assert!(driver.cluster.as_ref().is_none_or(|id| (1..=64).contains(&id.len())));
     assert!(cloud.endpoint.to_ascii_lowercase().contains("http"), "{:?}", cloud.endpoint);
     assert!(matches!(&*cloud.interface, "public" | "internal" | "admin"));
 }

@@ -12,6 +12,7 @@ mod findings;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod places;
+mod profiles;
 mod validate;
 
 use std::net::IpAddr;
@@ -24,6 +25,7 @@ use uuid::Uuid;
 use file::ConfigFile;
 use findings::Findings;
 pub use findings::{ConfigErrors, Warning};
+pub use profiles::Profile;
 
 /// The config file of the Go driver, kept.
 pub const DEFAULT_CONFIG_PATH: &str = "/var/lib/cinder/dockerdriver/config.json";
@@ -219,6 +221,12 @@ pub struct DriverSettings {
     pub content_directory: String,
     /// Taking volumes from hosts that are gone.
     pub failover: FailoverSettings,
+    /// Whose volumes these are, where several clusters share a project (`ClusterID`).
+    pub cluster: Option<String>,
+    /// Zone of a volume created without `availability_zone` (`AvailabilityZone`).
+    pub availability_zone: Option<String>,
+    /// Named sets of create options (`Profiles`), in the order of the file.
+    pub profiles: Vec<Profile>,
 }
 
 /// `Failover`, `FailoverLease`.

@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::file::ConfigFile;
 use super::findings::{Findings, Origin};
-use super::{AttachFlowSetting, DriverSettings, FailoverSettings, HostSettings};
+use super::{AttachFlowSetting, DriverSettings, FailoverSettings, HostSettings, Profile};
+use crate::driver::{metadata, options};
 
 const DEFAULT_MOUNT_POINT: &str = "/var/lib/cinder/mount";
 const DEFAULT_STATE_DIR: &str = "/var/lib/cinder/dockerdriver/state";
@@ -72,13 +73,12 @@ impl<'a> Checker<'a> {
             "attachments" => AttachFlowSetting::Attachments,
             _ => AttachFlowSetting::Auto,
         };
+        let default_filesystem = self.choice("DefaultFilesystem", &["ext4", "xfs", "btrfs"]);
         DriverSettings {
             state_dir,
             default_size: self.default_size(),
             default_type: self.checked("DefaultVolumeType", |name| Ok(name.to_owned())),
-            default_filesystem: self
-                .choice("DefaultFilesystem", &["ext4", "xfs", "btrfs"])
-                .to_owned(),
+            default_filesystem: default_filesystem.to_owned(),
             attach_flow,
             list_all: self.file.flag("ListAll").unwrap_or(false),
             remove_foreign: self.file.flag("RemoveForeign").unwrap_or(false),
@@ -87,7 +87,26 @@ impl<'a> Checker<'a> {
             wait_for_release: self.wait_for_release(),
             content_directory: self.content_directory(),
             failover: self.failover(attach_flow),
+            cluster: self.checked("ClusterID", cluster),
+            availability_zone: self.checked("AvailabilityZone", |name| Ok(name.to_owned())),
+            profiles: self.profiles(default_filesystem),
         }
+    }
+
+    /// The profiles, each option of which is looked at now: not when a container needs it.
+    fn profiles(&mut self, default_filesystem: &str) -> Vec<Profile> {
+        let Some((profiles, origin)) = self.file.profiles("Profiles") else { return Vec::new() };
+        for profile in profiles {
+            // The choice was checked above.
+            let Some(fs) = metadata::fs_type(default_filesystem) else { continue };
+            let alone = !profile.names.is_empty();
+            for problem in options::problems_of_profile(&profile.options, alone, fs) {
+                let what =
+                    format!("has a profile {:?} with a wrong option: {problem}", profile.name);
+                self.findings.wrong(origin, what);
+            }
+        }
+        profiles.to_vec()
     }
 
     fn default_size(&mut self) -> u64 {
@@ -212,6 +231,15 @@ impl<'a> Checker<'a> {
         let (text, origin) = self.file.text(key)?;
         Some((text.expose_secret().trim(), origin))
     }
+}
+
+/// It has a place in every volume's metadata.
+fn cluster(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if text.len() > 64 || !text.chars().all(plain) {
+        return Err("must be of letters, digits, '_', '.' and '-', at most 64".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {

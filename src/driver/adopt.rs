@@ -108,7 +108,7 @@ impl Driver {
             mountpoint,
             updated_at: Default::default(),
         };
-        let facts = Facts::of(&volume, metadata::is_ours(&volume));
+        let facts = Facts::of(&volume, self.is_ours(&volume));
         let boot_id = self.host.boot_id.clone();
         self.journal
             .update(volume.id, |entry| {

@@ -13,12 +13,15 @@ use uuid::Uuid;
 
 use super::journal::{Creation, VERSION};
 use super::metadata::{self, FormatState};
-use super::options::{CreateOptions, Source};
+use super::options::{self, CreateOptions, Source};
 use super::pace::Pace;
+use super::prepare::not_restored;
 use super::resolve::Lookup;
 use super::{Driver, DriverError, VolumeName};
+use crate::config::Profile;
 use crate::docker::Caller;
-use crate::openstack::{CloudError, CreateVolume, Volume, VolumeStatus};
+use crate::openstack::{CloudError, CloudErrorKind, CreateVolume, Volume, VolumeStatus};
+use crate::shown::shown;
 
 /// First wait between two looks at a volume; it doubles up to [`SLOWEST_POLL`].
 const FASTEST_POLL: Duration = Duration::from_millis(100);
@@ -28,6 +31,8 @@ const SLOWEST_POLL: Duration = Duration::from_secs(1);
 const CREATION_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// How long the earlier of two volumes waits for the later to go.
 const RIVAL_PATIENCE: Duration = Duration::from_secs(5);
+/// So many of a volume's snapshots are told.
+const MOST_SNAPSHOTS: usize = 20;
 /// How long to look for a volume whose POST had no clear answer.
 const LOST_ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -39,22 +44,56 @@ impl Driver {
         options: &BTreeMap<String, String>,
     ) -> Result<(), DriverError> {
         let name = VolumeName::parse(name)?;
-        let options = CreateOptions::parse(options, self.default_fs())?;
+        let options = self.with_profile(&name, options)?;
+        let options = CreateOptions::parse(&options, self.default_fs())?;
         let _creating = self.creating.lock_for(&name.to_string(), caller, name.as_str()).await?;
         let deadline = Instant::now() + CREATION_LIMIT;
+        if let Some(id) = options.volume_id {
+            let volume = Box::pin(self.take_in(&name, id, &options, deadline)).await?;
+            return self.remember(&name, &volume).await;
+        }
         let volume = match self.existing(&name, deadline).await? {
             Some(volume) => {
                 log_contradictions(&name, &volume, &options);
-                self.until_created(volume, deadline).await?
+                let volume = self.until_created(volume, deadline).await?;
+                if let Some(backup) = metadata::restoring(&volume) {
+                    return Err(not_restored(&volume, backup));
+                }
+                volume
             }
             None => return self.make(&name, &options, deadline).await,
         };
         self.remember(&name, &volume).await
     }
 
+    /// The options, completed by those of the profile that they name, or else of the first whose
+    /// patterns fit the volume's name.
+    fn with_profile(
+        &self,
+        name: &VolumeName,
+        given: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, String>, DriverError> {
+        let profiles = &self.settings.profiles;
+        let profile = match given.get(options::PROFILE) {
+            Some(none) if none.is_empty() => None,
+            Some(asked) => {
+                let found = profiles.iter().find(|profile| profile.name == *asked);
+                Some(found.ok_or_else(|| unknown_profile(asked, profiles))?)
+            }
+            None => profiles.iter().find(|profile| profile.is_for(name.as_str())),
+        };
+        let mut all = given.clone();
+        all.remove(options::PROFILE);
+        if let Some(profile) = profile {
+            all = options::completed(&all, &profile.options);
+            all.insert(options::PROFILE.to_owned(), profile.name.clone());
+        }
+        Ok(all)
+    }
+
     /// The volume of this name, if there is one; one that is being deleted is waited out. Anything
     /// but a complete answer of Cinder is an error: this is where duplicates would come from.
-    async fn existing(
+    pub(super) async fn existing(
         &self,
         name: &VolumeName,
         deadline: Instant,
@@ -96,7 +135,11 @@ impl Driver {
             self.work.notify_one();
             return Err(error.into());
         }
-        let made = self.post_and_settle(name, &request, nonce, deadline).await;
+        let made = async {
+            let volume = self.post_and_settle(name, &request, nonce, deadline).await?;
+            self.check_shareable(options, volume, nonce).await
+        };
+        let made = made.await;
         // An unclear answer stays in the journal: recovery looks for the nonce again.
         let unclear = matches!(&made, Err(DriverError::Cloud(error)) if error.is_ambiguous());
         let end = async {
@@ -119,10 +162,83 @@ impl Driver {
         let volume = match self.cloud.create_volume(request).await {
             Ok(volume) => volume,
             Err(error) if error.is_ambiguous() => self.find_lost(name, nonce, error).await?,
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.with_zones(request, error).await),
         };
-        let volume = self.until_created(volume, deadline).await?;
+        let mut volume = self.until_created(volume, deadline).await?;
+        if let Some(backup) = request.metadata.get(metadata::BACKUP) {
+            volume = self.restore(name, request, backup, volume, deadline).await?;
+        }
         self.settle(name, volume, nonce, deadline).await
+    }
+
+    /// Takes a volume back that was to be `multiattach` and is of a type without it.
+    async fn check_shareable(
+        &self,
+        options: &CreateOptions,
+        volume: Volume,
+        nonce: Uuid,
+    ) -> Result<Volume, DriverError> {
+        if !options.multiattach || volume.multiattach || metadata::nonce(&volume) != Some(nonce) {
+            return Ok(volume);
+        }
+        if volume.status == VolumeStatus::Available {
+            self.cloud.delete_volume(volume.id).await?;
+        }
+        Err(DriverError::Refused(format!(
+            "volumes of type \"{}\" are on one host at a time: choose a type that has the extra spec \
+             multiattach=\"<is> True\" (the new volume {} is deleted again)",
+            shown(volume.volume_type.as_deref().unwrap_or("none")),
+            volume.id
+        )))
+    }
+
+    /// A refusal of a zone names those that there are.
+    async fn with_zones(&self, request: &CreateVolume, error: CloudError) -> DriverError {
+        let is_about_it = request.availability_zone.is_some()
+            && error.kind == CloudErrorKind::BadRequest
+            && error.message.to_lowercase().contains("availability zone");
+        if is_about_it && let Ok(zones) = self.cloud.availability_zones().await {
+            return DriverError::Refused(format!("{error}; there are: {}", zones.join(", ")));
+        }
+        error.into()
+    }
+
+    /// Fills a new volume from a backup where Cinder has not done so itself, and writes our metadata
+    /// again: with the data, Cinder restores the metadata of the volume that was backed up.
+    async fn restore(
+        &self,
+        name: &VolumeName,
+        request: &CreateVolume,
+        backup: &str,
+        mut volume: Volume,
+        deadline: Instant,
+    ) -> Result<Volume, DriverError> {
+        let id = volume.id;
+        if request.backup_id.is_none() {
+            // Nobody has used it: none of our hosts mounts it until the backup has come.
+            if let Err(error) = self.cloud.restore_backup(backup, id).await {
+                if !error.is_ambiguous()
+                    && let Err(undo) = self.cloud.delete_volume(id).await
+                {
+                    let (cause, undo) = (Box::new(error.into()), Box::new(undo.into()));
+                    return Err(DriverError::Undo { cause, undo });
+                }
+                return Err(error.into());
+            }
+            volume.status = VolumeStatus::Restoring;
+            volume = self.until_created(volume, deadline).await?;
+        }
+        let mut tags = request.metadata.clone();
+        // Of the volume that was backed up, which may have been removed since.
+        for key in [metadata::RETAINED, metadata::RESTORING] {
+            tags.insert(key.to_owned(), String::new());
+        }
+        tags.entry(metadata::CLUSTER.to_owned()).or_default();
+        self.cloud.set_metadata(id, &tags).await?;
+        if volume.name != name.as_str() {
+            self.cloud.rename_volume(id, name.as_str()).await?;
+        }
+        Ok(self.cloud.volume(id).await?)
     }
 
     /// The POST had no clear answer: the volume is there if one carries our nonce.
@@ -157,7 +273,10 @@ impl Driver {
         deadline: Instant,
     ) -> Result<Volume, DriverError> {
         let mut pace = Pace::new();
-        while matches!(volume.status, VolumeStatus::Creating | VolumeStatus::Downloading) {
+        while matches!(
+            volume.status,
+            VolumeStatus::Creating | VolumeStatus::Downloading | VolumeStatus::Restoring
+        ) {
             if Instant::now() > deadline {
                 return Err(DriverError::NotYet(format!(
                     "Cinder is still creating it (volume {}); try again later",
@@ -181,7 +300,7 @@ impl Driver {
                 }
             };
         }
-        if volume.status == VolumeStatus::Error {
+        if matches!(volume.status, VolumeStatus::Error | VolumeStatus::ErrorRestoring) {
             return Err(self.creation_failed(&volume).await);
         }
         Ok(volume)
@@ -203,8 +322,8 @@ impl Driver {
             "remove it with \"docker volume rm\" first"
         };
         DriverError::Refused(format!(
-            "volume {} ended in status error: {reason} ({removed})",
-            volume.id
+            "volume {} ended in status {}: {reason} ({removed})",
+            volume.id, volume.status
         ))
     }
 
@@ -247,9 +366,13 @@ impl Driver {
             .into_iter()
             .filter(|volume| {
                 volume.id != ours.id
+                    && !self.is_of_other_cluster(volume)
                     && !matches!(
                         volume.status,
-                        VolumeStatus::Deleting | VolumeStatus::Error | VolumeStatus::ErrorDeleting
+                        VolumeStatus::Deleting
+                            | VolumeStatus::Error
+                            | VolumeStatus::ErrorRestoring
+                            | VolumeStatus::ErrorDeleting
                     )
             })
             .min_by(|a, b| (&a.created_at, a.id).cmp(&(&b.created_at, b.id))))
@@ -281,18 +404,21 @@ impl Driver {
             description: Some(
                 options.description.clone().unwrap_or_else(|| metadata::DESCRIPTION.to_owned()),
             ),
-            metadata: options.metadata.clone(),
+            metadata: options.to_metadata(),
+            hints: self.hints(options).await?,
             ..CreateVolume::default()
         };
-        request.metadata.insert(metadata::NONCE.to_owned(), nonce.to_string());
-        let mut mount = options.mount.clone();
+        let mut tag = |key: &str, value: String| request.metadata.insert(key.to_owned(), value);
+        tag(metadata::NONCE, nonce.to_string());
+        if let Some(cluster) = &self.settings.cluster {
+            tag(metadata::CLUSTER, cluster.clone());
+        }
         match &options.source {
             None => {
                 // Said here, so that every host makes the same filesystem.
-                mount.fs.get_or_insert_with(|| self.default_fs());
+                tag(metadata::FS, options.mount.fs.unwrap_or(self.default_fs()).to_string());
+                tag(metadata::FORMAT, FormatState::Unformatted.to_string());
                 request.size.get_or_insert(self.settings.default_size);
-                let state = FormatState::Unformatted.to_string();
-                request.metadata.insert(metadata::FORMAT.to_owned(), state);
             }
             Some(Source::Snapshot(snapshot)) => {
                 request.snapshot_id = Some(self.cloud.snapshot(snapshot).await?.id);
@@ -301,20 +427,89 @@ impl Driver {
                 let source = self.find(&VolumeName::parse(volume)?).await?;
                 request.source_volid = Some(source.id.to_string());
             }
+            Some(Source::SnapshotOf { volume, snapshot }) => {
+                let source = self.find(&VolumeName::parse(volume)?).await?;
+                request.snapshot_id = Some(self.snapshot_of(&source, snapshot).await?);
+            }
             Some(Source::Image(image)) => {
-                request.image_id = Some(self.cloud.image_id(image).await?);
+                let id = self.cloud.image_id(image).await?;
+                tag(metadata::IMAGE, id.clone());
+                request.image_id = Some(id);
                 request.size.get_or_insert(self.settings.default_size);
             }
+            Some(Source::Backup(backup)) => {
+                let backup = self.cloud.backup(backup).await?;
+                if backup.status != "available" {
+                    return Err(DriverError::Refused(format!(
+                        "backup {} is {} in Cinder: it must be available",
+                        backup.id,
+                        shown(&backup.status)
+                    )));
+                }
+                tag(metadata::BACKUP, backup.id.clone());
+                request.size.get_or_insert(backup.size);
+                if self.cloud.creates_from_backup().await? {
+                    request.backup_id = Some(backup.id);
+                } else {
+                    tag(metadata::RESTORING, backup.id);
+                }
+            }
         }
-        if request.volume_type.is_none() && options.source.is_none() {
-            request.volume_type.clone_from(&self.settings.default_type);
+        if options.source.is_none() {
+            fill(&mut request.volume_type, &self.settings.default_type);
         }
-        request.metadata.extend(mount.to_metadata());
+        // A copy is where its source is, unless somebody says so.
+        if matches!(options.source, None | Some(Source::Image(_) | Source::Backup(_))) {
+            fill(&mut request.availability_zone, &self.settings.availability_zone);
+        }
         Ok(request)
     }
 
+    /// The only snapshot of this name or id that the volume has.
+    async fn snapshot_of(&self, volume: &Volume, asked: &str) -> Result<String, DriverError> {
+        let all = self.cloud.snapshots(Some(volume.id)).await?;
+        let fit: Vec<_> = all.iter().filter(|one| one.name == asked || one.id == asked).collect();
+        let listed = |snapshots: &mut dyn Iterator<Item = &str>| {
+            let shown: Vec<_> = snapshots.take(MOST_SNAPSHOTS).map(shown).collect();
+            if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
+        };
+        match fit.as_slice() {
+            [only] => Ok(only.id.clone()),
+            [] => Err(DriverError::Refused(format!(
+                "volume {} has no snapshot \"{}\"; it has: {}",
+                volume.id,
+                shown(asked),
+                listed(&mut all.iter().map(|one| &*one.name))
+            ))),
+            several => Err(DriverError::Refused(format!(
+                "volume {} has {} snapshots \"{}\": give one of the ids {}",
+                volume.id,
+                several.len(),
+                shown(asked),
+                listed(&mut several.iter().map(|one| &*one.id))
+            ))),
+        }
+    }
+
+    /// The hints, with the ids of the volumes that they name.
+    async fn hints(
+        &self,
+        options: &CreateOptions,
+    ) -> Result<BTreeMap<String, Vec<String>>, DriverError> {
+        let mut hints = options.hints.clone();
+        for (hint, values) in &mut hints {
+            if options::VOLUME_HINTS.contains(&hint.as_str()) {
+                for value in values {
+                    *value = self.find(&VolumeName::parse(value)?).await?.id.to_string();
+                }
+            }
+        }
+        Ok(hints)
+    }
+
     /// At start: creations whose outcome was never learned. A volume that ended in `error` is
-    /// removed; any other is an ordinary volume by now.
+    /// removed; any other is an ordinary volume by now, or says that it waits for its backup: whether
+    /// somebody else has used it since, nobody knows.
     pub(super) async fn finish_creations(&self) {
         for creation in self.journal.creations() {
             let Ok(name) = VolumeName::parse(&creation.name) else {
@@ -326,7 +521,11 @@ impl Driver {
             let Ok(volumes) = self.cloud.volumes_named(name.as_str()).await else { continue };
             let ours = volumes.into_iter().find(|v| metadata::nonce(v) == Some(creation.nonce));
             if let Some(volume) = ours {
-                if volume.status == VolumeStatus::Creating {
+                let is_under_way = matches!(
+                    volume.status,
+                    VolumeStatus::Creating | VolumeStatus::Downloading | VolumeStatus::Restoring
+                );
+                if is_under_way {
                     continue;
                 }
                 if volume.status == VolumeStatus::Error {
@@ -337,6 +536,29 @@ impl Driver {
             self.journal.end_creation(creation.nonce).await;
         }
     }
+}
+
+fn fill(place: &mut Option<String>, default: &Option<String>) {
+    if place.is_none() {
+        place.clone_from(default);
+    }
+}
+
+fn unknown_profile(asked: &str, profiles: &[Profile]) -> DriverError {
+    let names = || profiles.iter().map(|profile| &*profile.name);
+    let asked_shown = shown(asked);
+    DriverError::BadRequest(match (options::nearest(names(), asked), profiles) {
+        (Some(near), _) => {
+            format!("there is no profile \"{asked_shown}\" in the config: did you mean \"{near}\"?")
+        }
+        (None, []) => format!(
+            "there is no profile \"{asked_shown}\": the config of this host has none (Profiles)"
+        ),
+        (None, _) => format!(
+            "there is no profile \"{asked_shown}\" in the config: there are {}",
+            names().collect::<Vec<_>>().join(", ")
+        ),
+    })
 }
 
 /// Docker takes an existing volume for success; that it is not what was asked for is worth a line.

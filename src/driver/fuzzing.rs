@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::DriverError;
 use super::failover::SHORTEST_LEASE;
 use super::failover::lease::{Holder, Sightings};
 use super::journal::{Creation, Entry, check_version};
-use super::metadata::{self, FormatState, MountSettings};
-use super::options::CreateOptions;
+use super::metadata::{self, FormatState, MountSettings, OnRemove};
+use super::options::{CreateOptions, VOLUME_HINTS, completed, problems_of_profile};
 use super::references::disown_untold;
+use super::{DriverError, VolumeName};
 use crate::fuzzing::assert_readable;
 use crate::host::filesystem::probe::FsType;
 use crate::host::filesystem::{format, mount};
@@ -25,8 +25,8 @@ pub fn create_options(given: &BTreeMap<String, String>) {
     };
     assert!(options.size.is_none_or(|size| (1..=i32::MAX.unsigned_abs().into()).contains(&size)));
     assert!(options.metadata.keys().all(|key| !key.starts_with(metadata::PREFIX)));
-    let stored = options.mount.to_metadata();
-    for (key, value) in options.metadata.iter().chain(&stored) {
+    let stored = options.to_metadata();
+    for (key, value) in &stored {
         // Cinder's limits.
         assert!((1..=255).contains(&key.chars().count()), "{key:?}");
         assert!((1..=255).contains(&value.chars().count()), "{key}={value:?}");
@@ -35,6 +35,17 @@ pub fn create_options(given: &BTreeMap<String, String>) {
     let Some(volume) = volume(&stored) else { unreachable!("no volume") };
     assert_eq!(MountSettings::of(&volume).ok().as_ref(), Some(&options.mount));
     check_settings(&options.mount);
+    // What two hosts write is destroyed.
+    assert!(!options.multiattach || options.mount.read_only);
+    assert_eq!(OnRemove::of(&volume).ok(), Some(options.on_remove.unwrap_or_default()));
+    let hints = || options.hints.iter();
+    assert!(hints().all(|(key, values)| !key.is_empty() && !values.is_empty()));
+    let volumes = hints().filter(|(key, _)| VOLUME_HINTS.contains(&key.as_str()));
+    assert!(volumes.flat_map(|(_, values)| values).all(|name| VolumeName::is_valid(name)));
+    // A profile's own words, said again at the create, change nothing.
+    if problems_of_profile(given, false, FsType::Ext4).is_empty() {
+        assert_eq!(&completed(given, given), given);
+    }
 }
 
 /// A volume with this metadata.
@@ -65,6 +76,14 @@ pub fn volume_metadata(data: &[u8]) {
     }
     if metadata::nonce(&volume).is_some() {
         assert!(metadata::is_ours(&volume));
+    }
+    if let Err(error) = OnRemove::of(&volume) {
+        check_error(&error);
+    }
+    assert!(metadata::cluster(&volume) != Some("") && metadata::retained(&volume) != Some(""));
+    for (name, value) in metadata::options_of(&volume) {
+        assert!(!["nonce", "connector", "format", "directory"].contains(&name.as_str()), "{name}");
+        assert!(!value.is_empty(), "{name}");
     }
 }
 

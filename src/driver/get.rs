@@ -74,6 +74,9 @@ impl Driver {
             insert_some(&mut status, "attached_device", attachment.device.as_deref());
             insert_some(&mut status, "attached_at", attachment.attached_at.as_deref());
         }
+        insert_some(&mut status, "cluster", metadata::cluster(volume));
+        insert_some(&mut status, "retained", metadata::retained(volume));
+        status.insert("options".into(), json!(metadata::options_of(volume)));
         if let Some(entry) = self.journal.by_name(name.as_str()) {
             insert_some(&mut status, "last_error", entry.last_error.as_deref());
         }
@@ -105,6 +108,8 @@ impl Driver {
             status.insert("size".into(), json!(facts.size));
             insert_some(&mut status, "type", facts.volume_type.as_deref());
             insert_some(&mut status, "availability_zone", facts.availability_zone.as_deref());
+            insert_some(&mut status, "cluster", facts.cluster.as_deref());
+            status.insert("options".into(), json!(facts.options));
         }
         if let Some(record) = &entry.mount {
             status.insert("filesystem".into(), json!(record.fs_type.to_string()));

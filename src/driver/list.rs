@@ -16,6 +16,8 @@ struct Row {
     name: String,
     is_ours: bool,
     is_leaving: bool,
+    is_retained: bool,
+    cluster: Option<String>,
 }
 
 impl From<Volume> for Row {
@@ -24,6 +26,8 @@ impl From<Volume> for Row {
             id: volume.id,
             is_ours: metadata::is_ours(&volume),
             is_leaving: volume.status == VolumeStatus::Deleting,
+            is_retained: metadata::retained(&volume).is_some(),
+            cluster: metadata::cluster(&volume).map(str::to_owned),
             name: volume.name,
         }
     }
@@ -95,13 +99,15 @@ impl Driver {
 
     /// The Docker names under which a volume is listed.
     fn names_of(&self, volume: &Row) -> Vec<String> {
-        if volume.is_leaving {
+        let is_ours_by_cluster = volume.cluster == self.settings.cluster;
+        if volume.is_leaving || volume.cluster.is_some() && !is_ours_by_cluster {
             return Vec::new();
         }
+        let is_ours = volume.is_ours && is_ours_by_cluster && !volume.is_retained;
         let mut names = Vec::new();
         let known = self.journal.get(volume.id).ok().flatten();
         let nameable = VolumeName::is_valid(&volume.name);
-        if nameable && (self.settings.list_all || volume.is_ours) {
+        if nameable && (self.settings.list_all || is_ours) {
             names.push(volume.name.clone());
         }
         if let Some(entry) = known {

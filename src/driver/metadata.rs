@@ -6,6 +6,11 @@
 //! docker.directory  what containers see: a sub-directory's name, or "/" for the root
 //! docker.connector  actions flow: who attached it, so that another host can release it
 //! docker.fs …       create options that matter at a later Mount, on any host
+//! docker.cluster    the ClusterID of the hosts whose volume it is
+//! docker.on_remove  what becomes of it at "docker volume rm"
+//! docker.retained   its name while it was a Docker volume: removed, and kept all the same
+//! docker.restoring  the backup that it waits for: until that has come it is not mounted
+//! docker.backup …   create options that Cinder does not show
 //! ```
 
 use std::collections::BTreeMap;
@@ -47,6 +52,127 @@ pub const UID: &str = "docker.uid";
 pub const GID: &str = "docker.gid";
 /// Create option `mode`, octal.
 pub const MODE: &str = "docker.mode";
+
+/// Create option `on_remove`.
+pub const ON_REMOVE: &str = "docker.on_remove";
+/// The name under which it was removed from Docker and kept; empty = it was not.
+pub const RETAINED: &str = "docker.retained";
+/// Whose volume it is; empty = nobody's.
+pub const CLUSTER: &str = "docker.cluster";
+/// The backup it was made from (id). It has data, though Cinder does not show why.
+pub const BACKUP: &str = "docker.backup";
+/// The backup that is still to be restored to it (id); empty = it was. Until then it is nobody's.
+pub const RESTORING: &str = "docker.restoring";
+/// The image it was made from (id).
+pub const IMAGE: &str = "docker.image";
+/// Create option `hints`.
+pub const HINTS: &str = "docker.hints";
+/// The profile whose options it has.
+pub const PROFILE: &str = "docker.profile";
+/// It had this id before a create gave it its name (option `volume_id`).
+pub const ADOPTED: &str = "docker.adopted";
+
+/// What becomes of a volume at `docker volume rm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnRemove {
+    /// It is deleted.
+    #[default]
+    Delete,
+    /// It is renamed and stays in Cinder.
+    Retain,
+    /// The same, with a snapshot of what it holds then.
+    Snapshot,
+}
+
+impl OnRemove {
+    /// By its name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "delete" => Some(Self::Delete),
+            "retain" => Some(Self::Retain),
+            "snapshot" => Some(Self::Snapshot),
+            _ => None,
+        }
+    }
+
+    /// Of a volume. What is not understood is an error: it must not end in a deletion.
+    pub fn of(volume: &Volume) -> Result<Self, DriverError> {
+        let text = volume.metadata.get(ON_REMOVE).map(String::as_str);
+        Ok(parse(ON_REMOVE, text, Self::named)?.unwrap_or_default())
+    }
+}
+
+impl fmt::Display for OnRemove {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Delete => "delete",
+            Self::Retain => "retain",
+            Self::Snapshot => "snapshot",
+        })
+    }
+}
+
+/// The cluster whose volume it is.
+pub fn cluster(volume: &Volume) -> Option<&str> {
+    filled(volume, CLUSTER)
+}
+
+/// The name under which it was removed from Docker, if it was retained then. One that still has its
+/// name is not removed: the removal broke off.
+pub fn retained(volume: &Volume) -> Option<&str> {
+    filled(volume, RETAINED).filter(|was| *was != volume.name)
+}
+
+/// The backup that was to be restored to it and was not, as far as is known.
+pub fn restoring(volume: &Volume) -> Option<&str> {
+    filled(volume, RESTORING)
+}
+
+fn filled<'a>(volume: &'a Volume, key: &str) -> Option<&'a str> {
+    volume.metadata.get(key).map(String::as_str).filter(|text| !text.is_empty())
+}
+
+/// The create options by which a volume came to be what it is, as far as it shows them: for
+/// `docker volume inspect`.
+pub fn options_of(volume: &Volume) -> BTreeMap<String, String> {
+    let own = |(key, value): (&String, &String)| {
+        let name = key.strip_prefix(PREFIX)?;
+        let is_said = OPTIONS.contains(&key.as_str()) && !value.is_empty();
+        is_said.then(|| (name.to_owned(), value.clone()))
+    };
+    let mut options: BTreeMap<_, _> = volume.metadata.iter().filter_map(own).collect();
+    let adopted = filled(volume, ADOPTED).map(str::to_owned);
+    for (name, value) in [
+        ("size", Some(volume.size.to_string())),
+        ("type", volume.volume_type.clone()),
+        ("availability_zone", volume.availability_zone.clone()),
+        ("description", volume.description.clone().filter(|text| text != DESCRIPTION)),
+        ("snapshot", volume.snapshot_id.clone()),
+        ("from", volume.source_volid.clone()),
+        ("multiattach", volume.multiattach.then(|| "true".to_owned())),
+        ("volume_id", adopted),
+    ] {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            options.insert(name.to_owned(), value);
+        }
+    }
+    // Cinder adds two of its own.
+    let of_user = |key: &&String| {
+        !key.starts_with(PREFIX) && !["readonly", "attached_mode"].contains(&key.as_str())
+    };
+    let pairs: Vec<_> = volume.metadata.keys().filter(of_user).collect();
+    if !pairs.is_empty() {
+        let shown = pairs.iter().map(|key| format!("{key}={}", volume.metadata[*key]));
+        options.insert("metadata".to_owned(), shown.collect::<Vec<_>>().join(","));
+    }
+    options
+}
+
+/// Keys that hold a create option, as given.
+const OPTIONS: &[&str] = &[
+    FS, MKFS_OPTS, MOUNT_OPTS, READ_ONLY, PARTITION, UID, GID, MODE, ON_REMOVE, BACKUP, IMAGE,
+    HINTS, PROFILE,
+];
 
 /// How far a volume of ours got in being formatted. A filesystem of another UUID than the one
 /// recorded is refused: it is an old tenant's blocks, or the wrong LUN.

@@ -27,6 +27,7 @@ mod recover;
 pub mod references;
 mod release;
 mod remove;
+mod renaming;
 mod resolve;
 mod unmount;
 

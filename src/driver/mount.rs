@@ -384,9 +384,10 @@ async fn answers(at: &Path) -> bool {
 fn cloud_state(volume: &Volume) -> CloudState {
     match &volume.status {
         VolumeStatus::Available => CloudState::Available,
-        VolumeStatus::Creating | VolumeStatus::Downloading | VolumeStatus::Extending => {
-            CloudState::Settling
-        }
+        VolumeStatus::Creating
+        | VolumeStatus::Downloading
+        | VolumeStatus::Restoring
+        | VolumeStatus::Extending => CloudState::Settling,
         // With multiattach Cinder lets several in; whether they may stay is seen afterwards.
         VolumeStatus::InUse if volume.multiattach && is_read_only(volume) => CloudState::Available,
         VolumeStatus::InUse

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::DriverError;
-use super::metadata::{self, MountSettings};
+use uuid::Uuid;
+
+use super::metadata::{self, MountSettings, OnRemove};
+use super::{DriverError, VolumeName};
 use crate::host::filesystem::probe::FsType;
 use crate::host::filesystem::{format, mount};
 use crate::shown::shown;
@@ -23,10 +25,24 @@ pub struct CreateOptions {
     pub metadata: BTreeMap<String, String>,
     /// Where the data comes from; `None` = a blank volume.
     pub source: Option<Source>,
+    /// The existing volume that gets the name; nothing is created then.
+    pub volume_id: Option<Uuid>,
+    /// Hints for Cinder's scheduler: the volumes of `same_host` and `different_host` by name or id.
+    pub hints: BTreeMap<String, Vec<String>>,
+    /// `hints` as given.
+    pub hints_text: Option<String>,
+    /// Several hosts may have it at once, read-only.
+    pub multiattach: bool,
+    /// What becomes of it at `docker volume rm`.
+    pub on_remove: Option<OnRemove>,
+    /// The profile that was chosen.
+    pub profile: Option<String>,
     /// What matters when it is mounted.
     pub mount: MountSettings,
 }
 
+/// The option that names a profile.
+pub(super) const PROFILE: &str = "profile";
 /// So many problems are told at once.
 const MOST_PROBLEMS: usize = 10;
 
@@ -35,10 +51,19 @@ const MOST_PROBLEMS: usize = 10;
 pub enum Source {
     /// A snapshot, by name or id.
     Snapshot(String),
+    /// A snapshot of a volume: that one by name or id, the snapshot too.
+    SnapshotOf {
+        /// The volume.
+        volume: String,
+        /// The snapshot.
+        snapshot: String,
+    },
     /// Another volume, by name or id.
     Volume(String),
     /// An image, by name or id.
     Image(String),
+    /// A backup, by name or id.
+    Backup(String),
 }
 
 /// One option.
@@ -108,9 +133,9 @@ pub const TABLE: &[Row] = &[
     Row {
         name: "from",
         aliases: &["source_volid"],
-        example: "other",
-        help: "make it a clone of this volume (name or id)",
-        apply: |options, value| source(options, Source::Volume(text(value)?)),
+        example: "other@nightly",
+        help: "make it a clone of this volume, or from its snapshot: VOLUME or VOLUME@SNAPSHOT",
+        apply: |options, value| source(options, from(value)?),
     },
     Row {
         name: "image",
@@ -120,11 +145,38 @@ pub const TABLE: &[Row] = &[
         apply: |options, value| source(options, Source::Image(text(value)?)),
     },
     Row {
+        name: "backup",
+        aliases: &["backup_id"],
+        example: "weekly",
+        help: "make it from this backup (name or id)",
+        apply: |options, value| source(options, Source::Backup(text(value)?)),
+    },
+    Row {
+        name: "volume_id",
+        aliases: &["adopt"],
+        example: "2f0c…",
+        help: "use this existing Cinder volume (id), which is renamed, instead of making one",
+        apply: |options, value| {
+            let id = Uuid::parse_str(value).map_err(|_| "it is the id of a volume, a UUID")?;
+            put(&mut options.volume_id, id)
+        },
+    },
+    Row {
         name: "availability_zone",
         aliases: &["az"],
         example: "nova",
-        help: "Cinder availability zone",
+        help: "Cinder availability zone (default: AvailabilityZone, or the source's)",
         apply: |options, value| put(&mut options.availability_zone, text(value)?),
+    },
+    Row {
+        name: "hints",
+        aliases: &["scheduler_hints"],
+        example: "different_host=db1",
+        help: "for Cinder's scheduler: same_host=VOLUME, different_host=VOLUME, with commas between",
+        apply: |options, value| {
+            options.hints_text = Some(text(value)?);
+            hints(&mut options.hints, value)
+        },
     },
     Row {
         name: "description",
@@ -144,9 +196,19 @@ pub const TABLE: &[Row] = &[
         name: "read_only",
         aliases: &["readonly", "ro"],
         example: "true",
-        help: "attach and mount read-only (needs snapshot, from or image)",
+        help: "attach and mount read-only (needs a source: snapshot, from, image or backup)",
         apply: |options, value| {
             options.mount.read_only = boolean(value)?;
+            Ok(())
+        },
+    },
+    Row {
+        name: "multiattach",
+        aliases: &["shared"],
+        example: "true",
+        help: "several hosts may use it at once (needs read_only and a type that allows it)",
+        apply: |options, value| {
+            options.multiattach = boolean(value)?;
             Ok(())
         },
     },
@@ -181,7 +243,33 @@ pub const TABLE: &[Row] = &[
             partition => put(&mut options.mount.partition, partition),
         },
     },
+    Row {
+        name: "on_remove",
+        aliases: &[],
+        example: "retain",
+        help: "at docker volume rm: delete (default); retain it in Cinder under another name; \
+               snapshot: retain it, with a last snapshot",
+        apply: |options, value| {
+            let what = OnRemove::named(value).ok_or("it is delete, retain or snapshot")?;
+            put(&mut options.on_remove, what)
+        },
+    },
+    Row {
+        name: PROFILE,
+        aliases: &[],
+        example: "database",
+        help: "take what is not said here from this profile of the config file (Profiles); empty: none",
+        apply: |options, value| put(&mut options.profile, text(value)?),
+    },
 ];
+
+/// What can be said of a volume that exists already.
+const WITH_VOLUME_ID: &[&str] =
+    &["volume_id", "mount_opts", "metadata", "read_only", "partition", "on_remove", "profile"];
+/// What is for a blank volume.
+const FOR_BLANK: &[&str] = &["fs", "mkfs_opts", "uid", "gid", "mode"];
+/// Where the data comes from.
+const SOURCES: &[&str] = &["snapshot", "from", "image", "backup"];
 
 impl CreateOptions {
     /// Reads Docker's options. All problems are reported at once (of very many, the first);
@@ -190,6 +278,30 @@ impl CreateOptions {
         given: &BTreeMap<String, String>,
         default_fs: FsType,
     ) -> Result<Self, DriverError> {
+        let (options, mut problems) = Self::read(given);
+        problems.extend(options.contradictions());
+        problems.extend(options.wrong_mkfs_opts(default_fs));
+        if options.volume_id.is_some() {
+            let names = given.keys().filter_map(|name| find(name)).map(|row| row.name);
+            for name in names.filter(|name| !WITH_VOLUME_ID.contains(name)) {
+                problems.push(format!(
+                    "option \"{name}\" is for a new volume: that of \"volume_id\" exists already"
+                ));
+            }
+        }
+        if problems.is_empty() {
+            return Ok(options);
+        }
+        let more = problems.len().saturating_sub(MOST_PROBLEMS);
+        problems.truncate(MOST_PROBLEMS);
+        if more > 0 {
+            problems.push(format!("and {more} more problems"));
+        }
+        Err(DriverError::BadRequest(problems.join("; ")))
+    }
+
+    /// Each option by itself, and what is wrong with it.
+    fn read(given: &BTreeMap<String, String>) -> (Self, Vec<String>) {
         let mut options = Self::default();
         let mut problems = Vec::new();
         let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
@@ -204,19 +316,10 @@ impl CreateOptions {
                 problems.push(format!("option {name}=\"{}\": {reason}", shown(value)));
             }
         }
-        problems.extend(options.contradictions(default_fs));
-        if problems.is_empty() {
-            return Ok(options);
-        }
-        let more = problems.len().saturating_sub(MOST_PROBLEMS);
-        problems.truncate(MOST_PROBLEMS);
-        if more > 0 {
-            problems.push(format!("and {more} more problems"));
-        }
-        Err(DriverError::BadRequest(problems.join("; ")))
+        (options, problems)
     }
 
-    fn contradictions(&self, default_fs: FsType) -> Vec<String> {
+    fn contradictions(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let settings = &self.mount;
         if self.source.is_some() {
@@ -229,34 +332,118 @@ impl CreateOptions {
             ] {
                 if given {
                     problems.push(format!(
-                        "option \"{name}\" is for a blank volume: one made from a snapshot, volume \
-                         or image is never formatted"
+                        "option \"{name}\" is for a blank volume: one made from a snapshot, volume, \
+                         image or backup is never formatted"
                     ));
                 }
             }
-        } else {
+        } else if self.volume_id.is_none() {
             if settings.read_only {
                 problems.push(
-                    "option \"read_only\" needs \"snapshot\", \"from\" or \"image\": a blank volume \
-                     could never be formatted"
+                    "option \"read_only\" needs \"snapshot\", \"from\", \"image\" or \"backup\": a \
+                     blank volume could never be formatted"
                         .to_owned(),
                 );
             }
             if settings.partition.is_some() {
                 problems.push(
-                    "option \"partition\" needs \"snapshot\", \"from\" or \"image\": a blank volume \
-                     has none"
+                    "option \"partition\" needs \"snapshot\", \"from\", \"image\" or \"backup\": a \
+                     blank volume has none"
                         .to_owned(),
                 );
             }
         }
-        if let Some(words) = &settings.mkfs_opts
-            && let Err(reason) = format::check_options(settings.fs.unwrap_or(default_fs), words)
-        {
-            problems.push(format!("option mkfs_opts=\"{}\": {reason}", shown(words)));
+        if self.multiattach && !settings.read_only {
+            problems.push(
+                "option \"multiattach\" needs \"read_only=true\": a filesystem that two hosts write \
+                 to is destroyed"
+                    .to_owned(),
+            );
         }
         problems
     }
+
+    fn wrong_mkfs_opts(&self, default_fs: FsType) -> Option<String> {
+        let words = self.mount.mkfs_opts.as_ref()?;
+        let fs = self.mount.fs.unwrap_or(default_fs);
+        let reason = format::check_options(fs, words).err()?;
+        Some(format!("option mkfs_opts=\"{}\": {reason}", shown(words)))
+    }
+
+    /// What of the options has a place in the new volume's metadata.
+    pub fn to_metadata(&self) -> BTreeMap<String, String> {
+        let mut metadata = self.metadata.clone();
+        metadata.extend(self.mount.to_metadata());
+        for (key, value) in [
+            (metadata::HINTS, self.hints_text.clone()),
+            (metadata::ON_REMOVE, self.on_remove.map(|what| what.to_string())),
+            (metadata::PROFILE, self.profile.clone()),
+        ] {
+            if let Some(value) = value {
+                metadata.insert(key.to_owned(), value);
+            }
+        }
+        metadata
+    }
+}
+
+/// What is wrong with the options of a profile. One that `stands_alone` is for those who can pass no
+/// options; another may be only a part of what is needed.
+pub fn problems_of_profile(
+    given: &BTreeMap<String, String>,
+    stands_alone: bool,
+    default_fs: FsType,
+) -> Vec<String> {
+    let (options, mut problems) = CreateOptions::read(given);
+    for name in ["profile", "volume_id"] {
+        if given.keys().any(|given| find(given).is_some_and(|row| row.name == name)) {
+            problems.push(format!("option \"{name}\" has no place in a profile"));
+        }
+    }
+    let is_of_blank = |name: &&String| find(name).is_some_and(|row| FOR_BLANK.contains(&row.name));
+    if stands_alone {
+        problems.extend(options.contradictions());
+    } else if options.source.is_some()
+        && let Some(name) = given.keys().find(is_of_blank)
+    {
+        problems
+            .push(format!("option \"{name}\" is for a blank volume, and the profile has a source"));
+    }
+    problems.extend(options.wrong_mkfs_opts(default_fs));
+    problems
+}
+
+/// `given`, and of `profile` what was not given and still makes sense beside it: what is said at the
+/// create wins.
+pub fn completed(
+    given: &BTreeMap<String, String>,
+    profile: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let has =
+        |name: &str| given.keys().any(|given| find(given).is_some_and(|row| row.name == name));
+    let of = |options: &BTreeMap<String, String>, wanted: &str| {
+        let mut all = options.iter();
+        all.find(|(name, _)| find(name).is_some_and(|row| row.name == wanted))
+            .map(|(_, v)| v.clone())
+    };
+    let has_source = SOURCES.iter().any(|name| has(name));
+    let has_origin = has("from") || has("snapshot");
+    let other_fs = has("fs") && of(given, "fs") != of(profile, "fs");
+    let mut all = given.clone();
+    for (name, value) in profile {
+        let Some(row) = find(name) else { continue };
+        let is_out = has(row.name)
+            || has("volume_id") && !WITH_VOLUME_ID.contains(&row.name)
+            || has_source && (FOR_BLANK.contains(&row.name) || SOURCES.contains(&row.name))
+            // As of the defaults: the source has its own.
+            || has_origin && ["size", "type", "availability_zone"].contains(&row.name)
+            || has("backup") && row.name == "size"
+            || other_fs && row.name == "mkfs_opts";
+        if !is_out {
+            all.insert(name.clone(), value.clone());
+        }
+    }
+    all
 }
 
 fn find(name: &str) -> Option<&'static Row> {
@@ -265,19 +452,27 @@ fn find(name: &str) -> Option<&'static Row> {
 
 fn unknown(name: &str) -> String {
     let shown = shown(name);
-    let nearest = TABLE
-        .iter()
-        .flat_map(|row| row.aliases.iter().chain([&row.name]))
-        .map(|known| (strsim::damerau_levenshtein(known, &name.to_lowercase()), *known))
-        .min()
-        .filter(|(distance, known)| *distance <= known.len().div_ceil(3));
-    match nearest {
-        Some((_, known)) => format!("unknown option \"{shown}\": did you mean \"{known}\"?"),
+    let known = TABLE.iter().flat_map(|row| row.aliases.iter().chain([&row.name])).copied();
+    match nearest(known, name) {
+        Some(known) => format!("unknown option \"{shown}\": did you mean \"{known}\"?"),
         None => {
             let names: Vec<_> = TABLE.iter().map(|row| row.name).collect();
             format!("unknown option \"{shown}\": there are {}", names.join(", "))
         }
     }
+}
+
+/// The known word that looks most like `written`, if any does.
+pub(super) fn nearest<'a>(known: impl Iterator<Item = &'a str>, written: &str) -> Option<&'a str> {
+    known
+        .map(|known| {
+            let distance =
+                strsim::damerau_levenshtein(&known.to_lowercase(), &written.to_lowercase());
+            (distance, known)
+        })
+        .min()
+        .filter(|(distance, known)| *distance <= known.len().div_ceil(3))
+        .map(|(_, known)| known)
 }
 
 fn put<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
@@ -287,9 +482,60 @@ fn put<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
 
 fn source(options: &mut CreateOptions, source: Source) -> Result<(), String> {
     if options.source.is_some() {
-        return Err("only one of \"snapshot\", \"from\" and \"image\" can be given".to_owned());
+        return Err(
+            "only one of \"snapshot\", \"from\", \"image\" and \"backup\" can be given".to_owned()
+        );
     }
     put(&mut options.source, source)
+}
+
+/// `VOLUME` or `VOLUME@SNAPSHOT`. No volume's Docker name has an `@`.
+fn from(value: &str) -> Result<Source, String> {
+    let value = text(value)?;
+    let (volume, snapshot) = match value.split_once('@') {
+        Some((volume, snapshot)) => (volume, Some(snapshot)),
+        None => (&*value, None),
+    };
+    if !VolumeName::is_valid(volume) {
+        return Err(format!("\"{}\" is not a volume name", shown(volume)));
+    }
+    match snapshot {
+        None => Ok(Source::Volume(volume.to_owned())),
+        Some("") => Err("a snapshot's name or id follows the @".to_owned()),
+        Some(snapshot) => {
+            Ok(Source::SnapshotOf { volume: volume.to_owned(), snapshot: snapshot.to_owned() })
+        }
+    }
+}
+
+/// Hints whose value is a volume.
+pub(super) const VOLUME_HINTS: &[&str] = &["same_host", "different_host"];
+
+fn hints(hints: &mut BTreeMap<String, Vec<String>>, value: &str) -> Result<(), String> {
+    for pair in value.split(',') {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or("it is HINT=VALUE pairs with commas between, as in different_host=VOLUME")?;
+        let (key, value) = (key.trim(), value.trim());
+        if key.is_empty() || value.is_empty() {
+            return Err("a hint and its value must not be empty".to_owned());
+        }
+        if VOLUME_HINTS.contains(&key) && !VolumeName::is_valid(value) {
+            return Err(format!("\"{}\" is not a volume name", shown(value)));
+        }
+        // A near miss would be passed on, and the scheduler would ignore it without a word.
+        if let Some(known) = nearest(VOLUME_HINTS.iter().copied(), key)
+            && known != key
+        {
+            return Err(format!("unknown hint \"{}\": did you mean \"{known}\"?", shown(key)));
+        }
+        let values = hints.entry(key.to_owned()).or_default();
+        if !VOLUME_HINTS.contains(&key) && !values.is_empty() {
+            return Err(format!("hint \"{}\" is given twice", shown(key)));
+        }
+        values.push(value.to_owned());
+    }
+    Ok(())
 }
 
 /// Cinder counts whole GiB; less, or a fraction, cannot be honoured.
@@ -369,6 +615,8 @@ fn pairs(metadata: &mut BTreeMap<String, String>, value: &str) -> Result<(), Str
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(pairs: &[(&str, &str)]) -> Result<CreateOptions, String> {
@@ -429,6 +677,89 @@ mod tests {
         assert!(parse(&[("metadata", "a=b,docker.format=formatted")]).is_err());
         let options = parse(&[("metadata", "team=web, tier=1")]).unwrap();
         assert_eq!(options.metadata["tier"], "1");
+    }
+
+    /// Some rows with a value that makes sense.
+    fn some_options() -> impl Strategy<Value = BTreeMap<String, String>> {
+        let pairs: Vec<_> = TABLE
+            .iter()
+            .map(|row| match row.name {
+                "volume_id" => (row.name, "8f2c1f2e-6c1c-4d57-9d0a-222222222222"),
+                name => (name, row.example),
+            })
+            // Its words are for one filesystem.
+            .filter(|(name, _)| *name != "mkfs_opts")
+            .collect();
+        proptest::sample::subsequence(pairs, 0..6).prop_map(|pairs| {
+            pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        })
+    }
+
+    proptest! {
+        /// Whoever is given a profile by the name of the volume cannot help it: what it says stands
+        /// in the way of nothing that makes sense by itself.
+        #[test]
+        fn a_profile_contradicts_nothing_that_is_said_at_the_create(
+            given in some_options(), profile in some_options(),
+        ) {
+            prop_assume!(CreateOptions::parse(&given, FsType::Ext4).is_ok());
+            prop_assume!(problems_of_profile(&profile, false, FsType::Ext4).is_empty());
+            let all = completed(&given, &profile);
+            prop_assert!(given.iter().all(|(name, value)| all.get(name) == Some(value)));
+            if let Err(error) = CreateOptions::parse(&all, FsType::Ext4) {
+                let error = error.to_string();
+                // A part of what is needed: the profile says so itself. Or it has the data of a
+                // source, in whose place nobody should get a blank volume without a word.
+                let of_part = ["read_only", "partition", "multiattach"];
+                let needs = |name: &&&str| error.contains(&format!("option \"{name}\" needs"));
+                let is_of_part =
+                    of_part.iter().find(needs).is_some_and(|name| profile.contains_key(*name));
+                let has_source = SOURCES.iter().any(|name| profile.contains_key(*name));
+                let is_blank = has_source && error.contains("is for a blank volume");
+                prop_assert!(is_of_part || is_blank, "{error}");
+            }
+        }
+
+        #[test]
+        fn hints_and_origins_are_read_or_refused_with_a_reason(
+            value in "([a-z_]{1,14}[=@,]{0,2}){0,5}",
+        ) {
+            for name in ["hints", "from"] {
+                match parse(&[(name, &value)]) {
+                    Ok(options) => prop_assert!(
+                        options.hints.values().flatten().all(|value| !value.is_empty())
+                    ),
+                    Err(error) => prop_assert!(error.contains(name), "{error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_lists_of_names_are_of_the_table() {
+        for name in WITH_VOLUME_ID.iter().chain(FOR_BLANK).chain(SOURCES) {
+            assert!(TABLE.iter().any(|row| row.name == *name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_a_volume_or_its_snapshot() {
+        let of = |text| parse(&[("from", text)]).unwrap().source.unwrap();
+        assert_eq!(of("db"), Source::Volume("db".into()));
+        let snapshot = |volume: &str, snapshot: &str| Source::SnapshotOf {
+            volume: volume.into(),
+            snapshot: snapshot.into(),
+        };
+        assert_eq!(of("db@a b"), snapshot("db", "a b"));
+        // The name of a snapshot may have one.
+        assert_eq!(of("db@me@home"), snapshot("db", "me@home"));
+    }
+
+    #[test]
+    fn several_volumes_of_one_hint_are_a_list() {
+        let options = parse(&[("hints", "same_host=a, same_host=b,query=x")]).unwrap();
+        assert_eq!(options.hints["same_host"], ["a", "b"]);
+        assert_eq!(options.hints["query"], ["x"]);
     }
 
     #[test]

@@ -234,8 +234,8 @@ pub fn prepare(contents: &Contents, from: &Provenance, name: &str) -> Result<Pre
             })
         }),
         (Contents::NoSignature, None) if from.has_source => Err(format!(
-            "it was made from a snapshot, image or other volume, or is bootable, but no filesystem \
-             was found on it; it is not formatted. If it is to be erased: \"cinder-docker-driver \
+            "it was made from a snapshot, image, backup or other volume, or is bootable, but no \
+             filesystem was found on it; it is not formatted. If it is to be erased: \"cinder-docker-driver \
              format {name}\""
         )),
         (Contents::NoSignature, None) if !from.format_foreign => Err(format!(

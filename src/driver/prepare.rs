@@ -33,6 +33,16 @@ pub(super) struct Prepared {
     pub filesystem: Filesystem,
 }
 
+/// Whose creation broke off before the data came: it holds nothing, and never will.
+pub(super) fn not_restored(volume: &Volume, backup: &str) -> DriverError {
+    DriverError::Refused(format!(
+        "volume {} waits for the restore of backup {}, whose creation did not finish: remove it \
+         (\"docker volume rm\") and create it again",
+        volume.id,
+        shown(backup)
+    ))
+}
+
 /// What is not blank is not formatted, unless a person says so.
 fn way_out(error: DriverError, name: &VolumeName) -> DriverError {
     match error {
@@ -52,6 +62,9 @@ impl Driver {
         volume: &Volume,
         device: &Device,
     ) -> Result<Prepared, DriverError> {
+        if let Some(backup) = metadata::restoring(volume) {
+            return Err(not_restored(volume, backup));
+        }
         let settings = MountSettings::of(volume)?;
         let begun_here = self
             .journal
@@ -62,7 +75,8 @@ impl Driver {
             has_source: volume.snapshot_id.is_some()
                 || volume.source_volid.is_some()
                 || volume.from_image
-                || volume.bootable,
+                || volume.bootable
+                || volume.metadata.contains_key(metadata::BACKUP),
             begun_here,
             read_only: settings.read_only || device.read_only,
             format_foreign: self.settings.format_foreign,

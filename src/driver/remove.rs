@@ -1,12 +1,14 @@
-//! Remove: deletes volumes that this driver made, and says why not otherwise.
+//! Remove: deletes volumes that this driver made, or keeps them under another name where their
+//! create said so; and says why not otherwise.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::metadata::{self, OnRemove};
 use super::pace::Pace;
-use super::{Driver, DriverError, VolumeName, metadata};
+use super::{Driver, DriverError, VolumeName};
 use crate::docker::Caller;
 use crate::error_chain::Chain;
 use crate::openstack::{Volume, VolumeStatus};
@@ -36,7 +38,20 @@ impl Driver {
         let _guard = self.volumes.lock_for(&volume.id, caller, name.as_str()).await?;
         // A Mount may have come between; what is held here is never deleted.
         self.let_go_for_remove(volume.id).await?;
-        self.check_removable(&name, &volume)?;
+        check_unused(&name, &volume)?;
+        let kept = match OnRemove::of(&volume)? {
+            OnRemove::Delete => None,
+            what => metadata::retained(&volume).is_none().then_some(what),
+        };
+        if let Some(what) = kept {
+            self.retain(&name, &volume, what).await?;
+            note_unforgotten(
+                &name,
+                self.journal.forget(volume.id).await.map_err(DriverError::from),
+            );
+            return Ok(());
+        }
+        self.check_deletable(&volume)?;
         match self.cloud.delete_volume(volume.id).await {
             Ok(()) => self.until_deleted(volume.id).await?,
             Err(error) if error.is_not_found() => {}
@@ -76,27 +91,27 @@ impl Driver {
         }
     }
 
-    fn check_removable(&self, name: &VolumeName, volume: &Volume) -> Result<(), DriverError> {
-        if !metadata::is_ours(volume) && !self.settings.remove_foreign {
-            return Err(DriverError::Refused(format!(
-                "it was not made by this driver, so it is not deleted; to delete it: \"openstack \
-                 volume delete {}\" (or set RemoveForeign)",
-                volume.id
-            )));
+    fn check_deletable(&self, volume: &Volume) -> Result<(), DriverError> {
+        if self.settings.remove_foreign || self.is_ours(volume) {
+            return Ok(());
         }
-        if let Some(attachment) = volume.attachments.first() {
-            return Err(DriverError::Refused(format!(
-                "volume {} is attached to {}: stop what uses it there first",
-                volume.id,
-                super::mount::shown_holder(attachment)
-            )));
-        }
-        match &volume.status {
-            VolumeStatus::Creating | VolumeStatus::Downloading => Err(DriverError::NotYet(
-                format!("\"{name}\" is still being created; try again when it is done"),
-            )),
-            _ => Ok(()),
-        }
+        let id = volume.id;
+        let why = match (metadata::retained(volume), &self.settings.cluster) {
+            (Some(was), _) => format!(
+                "it was retained when the Docker volume \"{}\" was removed",
+                crate::shown::shown(was)
+            ),
+            (None, Some(cluster)) if metadata::is_ours(volume) => format!(
+                "it does not say that it is of this cluster (\"openstack volume set --property \
+                 {}={cluster} {id}\" does)",
+                metadata::CLUSTER
+            ),
+            _ => "it was not made by this driver".to_owned(),
+        };
+        Err(DriverError::Refused(format!(
+            "{why}, so it is not deleted; to delete it: \"openstack volume delete {id}\" (or set \
+             RemoveForeign)"
+        )))
     }
 
     async fn until_deleted(&self, id: Uuid) -> Result<(), DriverError> {
@@ -126,6 +141,24 @@ impl Driver {
             }
             pace.next().await;
         }
+    }
+}
+
+fn check_unused(name: &VolumeName, volume: &Volume) -> Result<(), DriverError> {
+    if let Some(attachment) = volume.attachments.first() {
+        return Err(DriverError::Refused(format!(
+            "volume {} is attached to {}: stop what uses it there first",
+            volume.id,
+            super::mount::shown_holder(attachment)
+        )));
+    }
+    match &volume.status {
+        VolumeStatus::Creating | VolumeStatus::Downloading | VolumeStatus::Restoring => {
+            Err(DriverError::NotYet(format!(
+                "\"{name}\" is still being created; try again when it is done"
+            )))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::journal::{Entry, Facts};
 use super::{Driver, DriverError, VolumeName, metadata};
 use crate::openstack::{Volume, VolumeStatus};
+use crate::shown::shown;
 
 /// What Cinder has under a name.
 #[derive(Debug, Clone)]
@@ -36,9 +37,12 @@ impl Driver {
         found(name, self.looking_up.share(&key, ask).await?)
     }
 
-    /// Looks a name up. An error means that Cinder gave no complete answer, or an ambiguous one.
+    /// Looks a name up. An error means that Cinder gave no complete answer, or an ambiguous one, or
+    /// that the name is another cluster's.
     pub(super) async fn look_up(&self, name: &VolumeName) -> Result<Lookup, DriverError> {
-        let volumes = self.cloud.volumes_named(name.as_str()).await?;
+        let mut volumes = self.cloud.volumes_named(name.as_str()).await?;
+        let others: Vec<_> =
+            volumes.extract_if(.., |volume| self.is_of_other_cluster(volume)).collect();
         let known = self.journal.by_name(name.as_str()).map(|entry| entry.volume_id);
         let leaving = volumes.iter().any(|volume| volume.status == VolumeStatus::Deleting);
         if let Some(volume) = choose(name, volumes, known)? {
@@ -52,9 +56,20 @@ impl Driver {
             },
             Err(_) => None,
         };
+        let of_others = others.iter().find(|volume| volume.status != VolumeStatus::Deleting);
         Ok(match by_id {
+            Some(volume) if self.is_of_other_cluster(&volume) => {
+                return Err(self.of_other_cluster(&volume));
+            }
             Some(volume) if volume.status != VolumeStatus::Deleting => {
                 Lookup::Found(Box::new(volume))
+            }
+            // Between clusters that say who they are, each has its own. A host that does not say it
+            // may have lost its configuration: a blank volume is not what its people expect.
+            None if self.settings.cluster.is_none() && of_others.is_some() => {
+                return Err(of_others.map_or(DriverError::NotFound(name.to_string()), |volume| {
+                    self.of_other_cluster(volume)
+                }));
             }
             Some(_) => Lookup::Leaving,
             None if leaving => Lookup::Leaving,
@@ -66,6 +81,9 @@ impl Driver {
     pub(super) async fn find_known(&self, name: &VolumeName) -> Result<Volume, DriverError> {
         if let Some(entry) = self.journal.by_name(name.as_str()) {
             match self.cloud.volume(entry.volume_id).await {
+                Ok(volume) if answers_to(&volume, name) && self.is_of_other_cluster(&volume) => {
+                    return Err(self.of_other_cluster(&volume));
+                }
                 Ok(volume) if answers_to(&volume, name) => return Ok(volume),
                 Ok(_) => {}
                 Err(error) if error.is_not_found() => {}
@@ -75,6 +93,35 @@ impl Driver {
         self.find(name).await
     }
 
+    /// Whether a volume is this driver's and this cluster's, and was not removed from Docker.
+    pub(super) fn is_ours(&self, volume: &Volume) -> bool {
+        metadata::is_ours(volume)
+            && metadata::cluster(volume) == self.settings.cluster.as_deref()
+            && metadata::retained(volume).is_none()
+    }
+
+    /// Whether a volume says that it is another cluster's.
+    pub(super) fn is_of_other_cluster(&self, volume: &Volume) -> bool {
+        let tag = metadata::cluster(volume);
+        tag.is_some() && tag != self.settings.cluster.as_deref()
+    }
+
+    pub(super) fn of_other_cluster(&self, volume: &Volume) -> DriverError {
+        let theirs = shown(metadata::cluster(volume).unwrap_or_default());
+        let (id, key) = (volume.id, metadata::CLUSTER);
+        DriverError::Refused(match &self.settings.cluster {
+            Some(ours) => format!(
+                "volume {id} belongs to cluster \"{theirs}\" ({key} in its metadata), and this host to \
+                 \"{ours}\" (ClusterID in its config)"
+            ),
+            None => format!(
+                "volume {id} belongs to cluster \"{theirs}\" ({key} in its metadata), and this host has \
+                 no ClusterID in its config: set \"ClusterID\": \"{theirs}\" if it is of that cluster, \
+                 or choose another name"
+            ),
+        })
+    }
+
     /// Remembers that this host answered for a volume by this name, which no other volume has then.
     /// A disk that refuses does not make the answer wrong.
     pub(super) async fn remember(
@@ -82,7 +129,7 @@ impl Driver {
         name: &VolumeName,
         volume: &Volume,
     ) -> Result<(), DriverError> {
-        let facts = Facts::of(volume, metadata::is_ours(volume));
+        let facts = Facts::of(volume, self.is_ours(volume));
         self.journal
             .update_regardless(volume.id, |entry| {
                 entry.names.insert(name.to_string());

@@ -15,7 +15,7 @@ use super::answer::{Answer, one_line};
 use super::http::{Call, Http, Microversion, Patience, Repeat, Service};
 use super::model::{Picked, RawVolume, text};
 use super::session::Sessions;
-use super::{CloudError, CloudErrorKind, CreateVolume, Snapshot, Volume, VolumePage, tls};
+use super::{Backup, CloudError, CloudErrorKind, CreateVolume, Snapshot, Volume, VolumePage, tls};
 use crate::config::CloudSettings;
 
 /// Volumes asked for at once; Cinder's own cap (`osapi_max_limit`) is the same by default.
@@ -24,6 +24,8 @@ const PAGE: &str = "1000";
 const MOST_PAGES: usize = 10_000;
 /// Messages about a resource can be listed from here on.
 const MESSAGES: Microversion = (3, 3);
+/// A volume can be created from a backup from here on.
+const CREATE_FROM_BACKUP: Microversion = (3, 47);
 /// Messages can be filtered and sorted from here on.
 const MESSAGE_FILTERS: Microversion = (3, 5);
 
@@ -139,6 +141,7 @@ impl Cloud {
         let call = Call {
             // It is about a type, zone, snapshot, … that the body names.
             missing_is_an_answer: false,
+            microversion: volume.backup_id.as_ref().map(|_| CREATE_FROM_BACKUP),
             ..Call::effect(Method::POST, what, "/volumes", body, &[200, 202])
         };
         // Cinder shows what it was given; an answer about another volume would pass for ours.
@@ -193,6 +196,133 @@ impl Cloud {
         let now: Value = answer.json(&call)?;
         let written = metadata.iter().all(|(key, value)| now["metadata"][key] == value.as_str());
         if written { Ok(()) } else { Err(answer.unexpected(&call, "the metadata did not change")) }
+    }
+
+    /// Gives a volume another name (`PUT /volumes/ID`). Idempotent, so it is repeated when ambiguous.
+    pub async fn rename_volume(&self, id: Uuid, name: &str) -> Result<Volume, CloudError> {
+        let call = Call {
+            repeat: Repeat::Always,
+            ..Call::effect(
+                Method::PUT,
+                format!("rename volume {id} to {name:?}"),
+                format!("/volumes/{id}"),
+                Some(json!({ "volume": { "name": name } })),
+                &[200],
+            )
+        };
+        self.one_volume(&call, |volume| volume.id == id && volume.name == name).await
+    }
+
+    /// Every snapshot of a volume, or of the project.
+    pub async fn snapshots(&self, volume: Option<Uuid>) -> Result<Vec<Snapshot>, CloudError> {
+        let id = volume.map(|id| id.to_string());
+        let (what, query) = match &id {
+            Some(id) => (format!("list the snapshots of volume {id}"), query(&[("volume_id", id)])),
+            None => ("list the snapshots".to_owned(), query(&[("limit", PAGE)])),
+        };
+        let path = "/snapshots/detail";
+        let rows = self.rows(Service::BlockStorage, &what, path, "snapshots", query, None).await?;
+        let all = rows.iter().filter_map(Snapshot::read);
+        // Cinder may ignore the filter.
+        Ok(all.filter(|one| id.as_ref().is_none_or(|id| one.volume_id == *id)).collect())
+    }
+
+    /// `POST /snapshots`, by force where the volume is `in_use`. Success means that the snapshot is
+    /// being made. Ambiguous answers are the caller's to resolve (by nonce in the metadata).
+    pub async fn create_snapshot(
+        &self,
+        volume: Uuid,
+        name: &str,
+        metadata: &BTreeMap<String, String>,
+        in_use: bool,
+    ) -> Result<Snapshot, CloudError> {
+        let mut body = json!({ "volume_id": volume, "name": name, "metadata": metadata });
+        if in_use {
+            // At the oldest microversion: from 3.66 on it may not be said any more.
+            body["force"] = true.into();
+        }
+        let call = Call {
+            // It is about the volume that the body names.
+            missing_is_an_answer: false,
+            ..Call::effect(
+                Method::POST,
+                format!("take a snapshot of volume {volume}"),
+                "/snapshots",
+                Some(json!({ "snapshot": body })),
+                &[200, 202],
+            )
+        };
+        let answer = self.send(&call).await?;
+        let body: Value = answer.json(&call)?;
+        Snapshot::read(&body["snapshot"])
+            .filter(|made| made.volume_id == volume.to_string() && made.name == name)
+            .ok_or_else(|| answer.unexpected(&call, "its answer is about another snapshot"))
+    }
+
+    /// A backup by id or by exact name. Several of one name: an error that lists the ids.
+    pub async fn backup(&self, name_or_id: &str) -> Result<Backup, CloudError> {
+        let what = format!("look up backup {name_or_id:?}");
+        if let Ok(id) = Uuid::parse_str(name_or_id) {
+            let call = Call::read(Service::BlockStorage, &*what, format!("/backups/{id}"));
+            match self.send(&call).await {
+                Ok(answer) => {
+                    let body: Value = answer.json(&call)?;
+                    return Backup::read(&body["backup"])
+                        .ok_or_else(|| answer.unexpected(&call, "its backup has no id"));
+                }
+                // A name may look like an id.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let named = query(&[("name", name_or_id)]);
+        let rows = self
+            .rows(Service::BlockStorage, &what, "/backups/detail", "backups", named, None)
+            .await?;
+        let named = rows.iter().filter_map(Backup::read).filter(|one| one.name == name_or_id);
+        the_only_one("backup", name_or_id, named.collect(), |backup| &backup.id)
+    }
+
+    /// Whether this Cinder makes volumes from backups itself (3.47).
+    pub async fn creates_from_backup(&self) -> Result<bool, CloudError> {
+        Ok(self.max_microversion().await? >= Some(CREATE_FROM_BACKUP))
+    }
+
+    /// Writes a backup over an available volume (`POST /backups/ID/restore`); it is not finished at
+    /// once, and the volume is `restoring-backup` until it is.
+    pub async fn restore_backup(&self, backup: &str, volume: Uuid) -> Result<(), CloudError> {
+        let call = Call {
+            missing_is_an_answer: false,
+            ..Call::effect(
+                Method::POST,
+                format!("restore backup {backup} to volume {volume}"),
+                format!("/backups/{backup}/restore"),
+                Some(json!({ "restore": { "volume_id": volume } })),
+                &[202],
+            )
+        };
+        let answer = self.send(&call).await?;
+        let body: Value = answer.json(&call)?;
+        match body["restore"]["volume_id"] == volume.to_string() {
+            true => Ok(()),
+            false => Err(answer.unexpected(&call, "its answer is about another volume")),
+        }
+    }
+
+    /// The availability zones that take new volumes (`GET /os-availability-zone`).
+    pub async fn availability_zones(&self) -> Result<Vec<String>, CloudError> {
+        let rows = self
+            .rows(
+                Service::BlockStorage,
+                "list the availability zones",
+                "/os-availability-zone",
+                "availabilityZoneInfo",
+                String::new(),
+                None,
+            )
+            .await?;
+        let usable = rows.iter().filter(|row| row["zoneState"]["available"] == true);
+        Ok(usable.filter_map(|row| text(&row["zoneName"])).collect())
     }
 
     /// A snapshot by id or by exact name. Several of one name: an error that lists the ids.

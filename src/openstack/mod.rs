@@ -21,4 +21,4 @@ mod tls;
 pub use attachment::{AttachFlow, Connection, Holder, Reservation};
 pub use cinder::{Cloud, CloudFacts};
 pub use error::{CloudError, CloudErrorKind};
-pub use model::{AttachmentInfo, CreateVolume, Snapshot, Volume, VolumePage, VolumeStatus};
+pub use model::{AttachmentInfo, Backup, CreateVolume, Snapshot, Volume, VolumePage, VolumeStatus};

@@ -59,6 +59,8 @@ pub enum VolumeStatus {
     Creating,
     /// Being filled from an image.
     Downloading,
+    /// Being filled from a backup.
+    Restoring,
     /// Free.
     Available,
     /// Reserved by the attachments flow.
@@ -75,6 +77,8 @@ pub enum VolumeStatus {
     Extending,
     /// `error`.
     Error,
+    /// `error_restoring`: not all of a backup came.
+    ErrorRestoring,
     /// `error_deleting`.
     ErrorDeleting,
     /// Any other, by name.
@@ -141,6 +145,23 @@ pub struct CreateVolume {
     pub source_volid: Option<String>,
     /// Make it from this image (id).
     pub image_id: Option<String>,
+    /// Make it from this backup (id). Only from microversion 3.47 on.
+    pub backup_id: Option<String>,
+    /// `OS-SCH-HNT:scheduler_hints`; a hint of one value is a text, of several a list.
+    pub hints: BTreeMap<String, Vec<String>>,
+}
+
+/// A backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Size in GiB of the volume that it is of.
+    pub size: u64,
+    /// Status as Cinder says it.
+    pub status: String,
 }
 
 /// A volume as it comes: any field may be missing or of any type.
@@ -218,6 +239,7 @@ impl VolumeStatus {
         match name {
             "creating" => Self::Creating,
             "downloading" => Self::Downloading,
+            "restoring-backup" => Self::Restoring,
             "available" => Self::Available,
             "reserved" => Self::Reserved,
             "attaching" => Self::Attaching,
@@ -226,6 +248,7 @@ impl VolumeStatus {
             "deleting" => Self::Deleting,
             "extending" => Self::Extending,
             "error" => Self::Error,
+            "error_restoring" => Self::ErrorRestoring,
             "error_deleting" => Self::ErrorDeleting,
             "" => Self::Other("unknown".to_owned()),
             other => Self::Other(shown(other)),
@@ -237,6 +260,7 @@ impl VolumeStatus {
         match self {
             Self::Creating => "creating",
             Self::Downloading => "downloading",
+            Self::Restoring => "restoring-backup",
             Self::Available => "available",
             Self::Reserved => "reserved",
             Self::Attaching => "attaching",
@@ -245,6 +269,7 @@ impl VolumeStatus {
             Self::Deleting => "deleting",
             Self::Extending => "extending",
             Self::Error => "error",
+            Self::ErrorRestoring => "error_restoring",
             Self::ErrorDeleting => "error_deleting",
             Self::Other(name) => name,
         }
@@ -283,6 +308,17 @@ impl Snapshot {
     }
 }
 
+impl Backup {
+    pub(super) fn read(row: &Value) -> Option<Self> {
+        Some(Self {
+            id: text(&row["id"])?,
+            name: text(&row["name"]).unwrap_or_default(),
+            size: number(&row["size"]),
+            status: text(&row["status"]).unwrap_or_default(),
+        })
+    }
+}
+
 impl CreateVolume {
     /// The body of `POST /volumes`; what isn't set isn't sent.
     pub(super) fn to_json(&self) -> Value {
@@ -298,6 +334,7 @@ impl CreateVolume {
             ("snapshot_id", &self.snapshot_id),
             ("source_volid", &self.source_volid),
             ("imageRef", &self.image_id),
+            ("backup_id", &self.backup_id),
         ] {
             if let Some(value) = value {
                 volume.insert(key.to_owned(), value.as_str().into());
@@ -306,7 +343,17 @@ impl CreateVolume {
         if !self.metadata.is_empty() {
             volume.insert("metadata".to_owned(), json!(self.metadata));
         }
-        json!({ "volume": volume })
+        let mut body = json!({ "volume": volume });
+        if !self.hints.is_empty() {
+            let one_or_many = |values: &Vec<String>| match values.as_slice() {
+                [only] => json!(only),
+                many => json!(many),
+            };
+            let hints: Map<_, _> =
+                self.hints.iter().map(|(key, v)| (key.clone(), one_or_many(v))).collect();
+            body["OS-SCH-HNT:scheduler_hints"] = Value::Object(hints);
+        }
+        body
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct State {
     pub(super) volume_types: Vec<VolumeType>,
     pub(super) volumes: BTreeMap<Uuid, Volume>,
     pub(super) snapshots: BTreeMap<Uuid, Snapshot>,
+    #[serde(default)]
+    pub(super) backups: BTreeMap<Uuid, Backup>,
     pub(super) attachments: BTreeMap<Uuid, Attachment>,
     pub(super) exports: Vec<Export>,
     /// Of the tgtd that serves them, if one was started.
@@ -152,6 +154,31 @@ pub(super) struct Snapshot {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Backup {
+    pub(super) id: Uuid,
+    pub(super) project_id: String,
+    pub(super) name: Option<String>,
+    pub(super) description: Option<String>,
+    /// The volume it is of.
+    pub(super) volume_id: Uuid,
+    pub(super) availability_zone: String,
+    /// GiB of that volume.
+    pub(super) size: u64,
+    pub(super) status: String,
+    /// That volume's metadata, which a restore brings back.
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) created_at: String,
+    pub(super) updated_at: Option<String>,
+}
+
+impl Backup {
+    pub(super) fn set_status(&mut self, status: &str) {
+        status.clone_into(&mut self.status);
+        self.updated_at = Some(clock::cinder(clock::now()));
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Attachment {
     pub(super) id: Uuid,
     pub(super) volume_id: Uuid,
@@ -247,6 +274,7 @@ impl State {
             volume_types: volume_types.into(),
             volumes: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            backups: BTreeMap::new(),
             attachments: BTreeMap::new(),
             exports: Vec::new(),
             iscsi_port: None,

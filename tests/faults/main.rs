@@ -23,6 +23,7 @@ mod host;
 mod iscsi;
 mod iscsiadm;
 mod model;
+mod naming;
 mod outage;
 mod planted;
 mod slow;

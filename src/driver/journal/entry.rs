@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::docker::Engine;
+use crate::driver::metadata;
 use crate::host::attach::DeviceRecord;
 use crate::host::filesystem::mountinfo::DeviceNumber;
 use crate::host::filesystem::probe::FsType;
@@ -67,6 +68,12 @@ pub struct Facts {
     pub created_at: String,
     /// Ours or the Go driver's: [`super::super::metadata::is_ours`].
     pub ours: bool,
+    /// Its cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Its create options.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
 }
 
 /// An attachment, or one in the making.
@@ -223,6 +230,8 @@ impl Facts {
             availability_zone: volume.availability_zone.clone(),
             created_at: volume.created_at.clone(),
             ours,
+            cluster: metadata::cluster(volume).map(str::to_owned),
+            options: metadata::options_of(volume),
         }
     }
 }

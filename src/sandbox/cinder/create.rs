@@ -6,19 +6,21 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{Context, metadata, own_volume, snapshots, views, volumes};
+use super::{Context, backups, metadata, own_volume, snapshots, views, volumes};
 use crate::sandbox::clock;
 use crate::sandbox::cloud::{Cloud, pause};
 use crate::sandbox::http::{ApiError, Reply};
 use crate::sandbox::state::{Message, State, Volume};
 use crate::sandbox::storage::Source;
 
-const ZONE: &str = "nova";
+/// The only zone.
+pub(super) const ZONE: &str = "nova";
 /// The type of a volume for which none is asked.
 const DEFAULT_TYPE: &str = "lvmdriver-1";
 
 pub(super) fn create(context: &Context<'_>) -> Result<Reply, ApiError> {
     let body = context.request.object("volume")?;
+    let unplaceable = unplaceable(context)?;
     let (view, id, source) = context.cloud.store.change(|state| {
         let (volume, source) = new_volume(context, state, &body)?;
         check_quota(context, state, 1, volume.size)?;
@@ -28,11 +30,42 @@ pub(super) fn create(context: &Context<'_>) -> Result<Reply, ApiError> {
         Ok((view, id, source))
     })?;
     if !context.effects.stuck {
-        let failure = context.effects.fail_create.clone();
+        let failure = context.effects.fail_create.clone().or(unplaceable);
         finish(context.cloud, id, source, context.behaviour.creating_ms, failure);
     }
     Ok(Reply::json(202, &json!({"volume": view})))
 }
+
+/// Why the scheduler finds no place, if it is asked for one that there isn't: all volumes are on one
+/// back end (`DifferentBackendFilter`, `SameBackendFilter`).
+fn unplaceable(context: &Context<'_>) -> Result<Option<String>, ApiError> {
+    let key = "OS-SCH-HNT:scheduler_hints";
+    let body = context.request.json()?;
+    let hints = match body.get(key) {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Object(hints)) => hints,
+        Some(other) => {
+            return Err(ApiError::field(key, other, "is not of type 'object', 'null'"));
+        }
+    };
+    let is_there = |hint: &str| {
+        let ids = match hints.get(hint) {
+            Some(Value::Array(ids)) => ids.clone(),
+            Some(id) => vec![id.clone()],
+            None => Vec::new(),
+        };
+        let found = |id: &Value| {
+            let known =
+                |state: &State| own_volume(state, &context.project, id.as_str()?).ok().map(|_| ());
+            context.cloud.store.read(known).is_some()
+        };
+        (!ids.is_empty()).then(|| ids.iter().any(found))
+    };
+    let refused = is_there("different_host") == Some(true) || is_there("same_host") == Some(false);
+    Ok(refused.then(|| NO_BACK_END.to_owned()))
+}
+
+const NO_BACK_END: &str = "Could not find any available weighted backend.";
 
 fn new_volume(
     context: &Context<'_>,
@@ -57,7 +90,11 @@ fn new_volume(
              volume type and use it to create multiattach volumes.",
         ));
     }
-    let (source, least, source_type) = source(context, state, body)?;
+    let (mut source, mut least, source_type) = source(context, state, body)?;
+    if let Some(backup) = backups::of_create(context, state, body)? {
+        let made_of = Source::Backup(backup.id);
+        (source, least) = (Some(made_of), Some((backup.size, made_of)));
+    }
     let asked_type = text("volume_type")?.filter(|name| !name.is_empty());
     let kind = match &asked_type {
         Some(asked) => state
@@ -191,6 +228,10 @@ fn size(
             "Volume size '{size}'GB cannot be smaller than original volume size  {least}GB. They \
              must be >= original volume size."
         ))),
+        Some((least, Source::Backup(_))) if size < least => Err(ApiError::invalid_input(format!(
+            "Volume size {size}GB cannot be smaller than the backup size {least}GB. They must be >= \
+             backup size."
+        ))),
         _ => Ok(size),
     }
 }
@@ -279,6 +320,10 @@ fn finish(
         let Some(size) = task.store.read(|state| Some(state.volumes.get(&id)?.size)) else {
             return;
         };
+        let backup = match source {
+            Some(Source::Backup(backup)) if failure.is_none() => Some(backup),
+            _ => None,
+        };
         let failure = match failure {
             Some(reason) => Some(reason),
             None => {
@@ -292,6 +337,8 @@ fn finish(
                 return; // a test forced it
             }
             match failure {
+                // The backup service goes on.
+                None if backup.is_some() => volume.set_status("restoring-backup"),
                 None => volume.set_status("available"),
                 Some(reason) => {
                     volume.set_status("error");
@@ -301,17 +348,24 @@ fn finish(
             }
         });
         task.save_or_log().await;
+        if let Some(backup) = backup {
+            backups::finish_restore(&task, backup, id, milliseconds);
+        }
     });
 }
 
 /// The user message of a failed create.
 fn failed_create(volume: &Volume, reason: &str) -> Message {
+    let (step, event) = match reason {
+        NO_BACK_END => ("schedule allocate volume", "VOLUME_VOLUME_001_003"),
+        _ => ("create volume from backend storage", "VOLUME_VOLUME_008_012"),
+    };
     Message {
         id: Uuid::new_v4(),
         project_id: volume.project_id.clone(),
         resource_uuid: volume.id,
-        event_id: "VOLUME_VOLUME_008_012".to_owned(),
-        user_message: format!("create volume from backend storage:{reason}"),
+        event_id: event.to_owned(),
+        user_message: format!("{step}:{reason}"),
         request_id: format!("req-{}", Uuid::new_v4()),
         created: clock::now(),
     }
@@ -338,4 +392,5 @@ pub(in crate::sandbox) fn resume(cloud: &Arc<Cloud>) {
         }
     }
     snapshots::resume(cloud);
+    backups::resume(cloud);
 }

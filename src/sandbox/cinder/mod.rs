@@ -6,6 +6,7 @@
 
 mod actions;
 mod attachments;
+mod backups;
 mod connections;
 mod create;
 mod metadata;
@@ -127,6 +128,11 @@ pub(super) fn classify(cloud: &Cloud, request: &Request, path: &[&str]) -> (Stri
         ("POST", ["snapshots"]) => "create-snapshot",
         ("GET", ["snapshots", _]) => "show-snapshot",
         ("DELETE", ["snapshots", _]) => "delete-snapshot",
+        ("GET", ["backups"] | ["backups", "detail"]) => "list-backups",
+        ("POST", ["backups"]) => "create-backup",
+        ("GET", ["backups", _]) => "show-backup",
+        ("POST", ["backups", _, "restore"]) => "restore-backup",
+        ("GET", ["os-availability-zone"]) => "list-zones",
         ("GET", ["attachments"] | ["attachments", "detail"]) => "attachment-list",
         ("POST", ["attachments"]) => "attachment-create",
         ("GET", ["attachments", _]) => "attachment-show",
@@ -265,6 +271,11 @@ async fn dispatch(context: &Context<'_>, call: &str, path: &[&str]) -> Result<Re
         "create-snapshot" => snapshots::create(context),
         "show-snapshot" => snapshots::show(context, id),
         "delete-snapshot" => snapshots::delete(context, id),
+        "list-backups" => backups::list(context, path.len() == 2),
+        "create-backup" => backups::create(context),
+        "show-backup" => backups::show(context, id),
+        "restore-backup" => backups::restore(context, id),
+        "list-zones" => Ok(others::zones()),
         "list-types" => Ok(others::types(context)),
         "show-type" => others::show_type(context, id),
         "limits" => Ok(others::limits(context)),

@@ -1,9 +1,9 @@
-//! Types, limits and user messages.
+//! Zones, types, limits and user messages.
 
 use serde_json::{Value, json};
 
 use super::create::Usage;
-use super::{Context, views};
+use super::{Context, create, views};
 use crate::sandbox::clock;
 use crate::sandbox::http::{ApiError, Reply};
 use crate::sandbox::state::{Message, VolumeType};
@@ -43,6 +43,12 @@ pub(super) fn show_type(context: &Context<'_>, id: &str) -> Result<Reply, ApiErr
         let kind = kind.ok_or_else(|| ApiError::not_found("Volume type", id))?;
         Ok(Reply::json(200, &json!({"volume_type": view_type(context, kind)})))
     })
+}
+
+/// The zones, to a member: without the hosts in them.
+pub(super) fn zones() -> Reply {
+    let zones = json!([{ "zoneName": create::ZONE, "zoneState": { "available": true } }]);
+    Reply::json(200, &json!({ "availabilityZoneInfo": zones }))
 }
 
 pub(super) fn limits(context: &Context<'_>) -> Reply {

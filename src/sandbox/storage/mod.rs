@@ -19,16 +19,21 @@ const GIB: u64 = 1 << 30;
 pub(super) struct Storage {
     volumes: PathBuf,
     snapshots: PathBuf,
+    backups: PathBuf,
 }
 
 impl Storage {
     /// Makes the directories. `directory` is canonical, so that it can be compared with what the
     /// kernel says of loop devices.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
-        let storage =
-            Self { volumes: directory.join("volumes"), snapshots: directory.join("snapshots") };
+        let storage = Self {
+            volumes: directory.join("volumes"),
+            snapshots: directory.join("snapshots"),
+            backups: directory.join("backups"),
+        };
         std::fs::create_dir_all(&storage.volumes)?;
         std::fs::create_dir_all(&storage.snapshots)?;
+        std::fs::create_dir_all(&storage.backups)?;
         Ok(storage)
     }
 
@@ -41,12 +46,17 @@ impl Storage {
         self.snapshots.join(id.to_string())
     }
 
+    fn backup(&self, id: Uuid) -> PathBuf {
+        self.backups.join(id.to_string())
+    }
+
     /// Makes a volume: blank, or a copy. Doing it again changes nothing that is there.
     pub(super) fn create(&self, id: Uuid, gib: u64, source: Option<Source>) -> io::Result<()> {
         let path = self.volume(id);
         match source {
             _ if path.exists() => Ok(()),
-            None => files::create(&path, gib * GIB),
+            // The backup service fills it.
+            None | Some(Source::Backup(_)) => files::create(&path, gib * GIB),
             Some(Source::Volume(source)) => files::copy(&self.volume(source), &path, gib * GIB),
             Some(Source::Snapshot(source)) => files::copy(&self.snapshot(source), &path, gib * GIB),
         }
@@ -55,6 +65,16 @@ impl Storage {
     /// Makes a snapshot of what the volume holds now.
     pub(super) fn create_snapshot(&self, id: Uuid, volume: Uuid, gib: u64) -> io::Result<()> {
         files::copy(&self.volume(volume), &self.snapshot(id), gib * GIB)
+    }
+
+    /// Makes a backup of what the volume holds now.
+    pub(super) fn create_backup(&self, id: Uuid, volume: Uuid, gib: u64) -> io::Result<()> {
+        files::copy(&self.volume(volume), &self.backup(id), gib * GIB)
+    }
+
+    /// Writes a backup over a volume that nobody has attached.
+    pub(super) fn restore_backup(&self, id: Uuid, volume: Uuid, gib: u64) -> io::Result<()> {
+        files::copy(&self.backup(id), &self.volume(volume), gib * GIB)
     }
 
     /// Removes a volume's file; there may be none.
@@ -112,4 +132,5 @@ impl Storage {
 pub(super) enum Source {
     Volume(Uuid),
     Snapshot(Uuid),
+    Backup(Uuid),
 }
