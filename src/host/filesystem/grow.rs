@@ -11,8 +11,10 @@ use crate::host::{Cmd, Exec, HostError};
 /// a last group that is too small for its tables, XFS a small last allocation group). Cinder
 /// extends by whole GiB.
 const ROUNDING: u64 = 64 * 1024 * 1024;
-/// Growing writes metadata for the new space; it must fit into the budget of a Mount.
-const GROW_LIMIT: Duration = Duration::from_secs(90);
+/// Growing writes metadata for the new space; at a Mount it must fit into the Mount's budget.
+pub const MOUNT_LIMIT: Duration = Duration::from_secs(90);
+/// As long as it takes: the filesystem is in use all the while, and nobody waits for it.
+pub const RESIZE_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Whether the device is larger than the filesystem by more than its own rounding.
 pub fn is_needed(device: &Device, fs: &Filesystem) -> bool {
@@ -21,24 +23,27 @@ pub fn is_needed(device: &Device, fs: &Filesystem) -> bool {
 
 /// `resize2fs DEVICE`, `xfs_growfs PATH`, `btrfs filesystem resize max PATH`: all online, so the
 /// filesystem must be mounted read-write. For ext4 the kernel asks for CAP_SYS_RESOURCE.
+///
+/// One that has the size of its device already stays as it is.
 pub async fn grow(
     exec: &Exec,
     device: &Device,
-    fs: &Filesystem,
+    fs_type: FsType,
     mounted_at: &Path,
+    limit: Duration,
 ) -> Result<(), HostError> {
-    let cmd = match fs.fs_type {
-        FsType::Ext4 => Cmd::new("resize2fs", GROW_LIMIT).arg(&device.path),
-        FsType::Xfs => Cmd::new("xfs_growfs", GROW_LIMIT).arg(mounted_at),
+    let cmd = match fs_type {
+        FsType::Ext4 => Cmd::new("resize2fs", limit).arg(&device.path),
+        FsType::Xfs => Cmd::new("xfs_growfs", limit).arg(mounted_at),
         FsType::Btrfs => {
-            Cmd::new("btrfs", GROW_LIMIT).args(["filesystem", "resize", "max"]).arg(mounted_at)
+            Cmd::new("btrfs", limit).args(["filesystem", "resize", "max"]).arg(mounted_at)
         }
     };
     exec.run(&cmd).await.map_err(|source| HostError::Tool {
         what: format!(
-            "cannot grow the filesystem on {} from {} to {} bytes; it works on at its old size",
+            "cannot grow the filesystem on {} to the {} bytes of its device; it works on at its old \
+             size",
             device.path.display(),
-            fs.size,
             device.size
         ),
         source,
