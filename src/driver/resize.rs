@@ -25,7 +25,7 @@ use crate::error_chain::Chain;
 use crate::host::HostError;
 use crate::host::attach::{Device, DeviceRecord};
 use crate::host::filesystem::{blocking, grow};
-use crate::openstack::{Volume, VolumeStatus};
+use crate::openstack::{CloudErrorKind, Volume, VolumeStatus};
 use crate::shown::shown;
 
 /// Bytes of a GiB.
@@ -193,15 +193,15 @@ impl Driver {
             self.journal.update(id, |entry| entry.resizing = Some(wanted)).await?;
         }
         if let Err(error) = self.cloud.extend_volume(id, wanted, in_use).await {
-            let happened = async {
-                let now = self.cloud.volume(id).await.ok()?;
-                (now.status == VolumeStatus::Extending || now.size >= wanted).then_some(())
-            };
-            if !error.is_ambiguous() {
-                self.journal.update_regardless(id, |entry| entry.resizing = None).await?;
-                return Err(error.into());
-            }
-            if happened.await.is_none() {
+            // The answer was lost, or an earlier request of ours came late.
+            let unclear = error.is_ambiguous() || error.kind == CloudErrorKind::InvalidState;
+            let now = if unclear { self.cloud.volume(id).await.ok() } else { None };
+            let happened = now
+                .is_some_and(|now| now.status == VolumeStatus::Extending || now.size >= wanted);
+            if !happened {
+                if !error.is_ambiguous() {
+                    self.journal.update_regardless(id, |entry| entry.resizing = None).await?;
+                }
                 return Err(error.into());
             }
         }

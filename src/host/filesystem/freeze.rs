@@ -72,7 +72,12 @@ pub async fn freeze(
         seconds: limit.as_secs(),
     };
     match tokio::time::timeout(limit, frozen).await {
-        Ok(Ok(frozen)) => frozen.map(|()| Frozen { stop, thawed }),
+        Ok(Ok(Ok(()))) => Ok(Frozen { stop, thawed }),
+        Ok(Ok(Err(error))) => {
+            // What is not known to be frozen is thawed; nobody shall forget it before.
+            let _ = tokio::time::timeout(THAW_LIMIT, thawed).await;
+            Err(error)
+        }
         Ok(Err(_)) => Err(broken_off(at)),
         Err(_) => Err(timeout()),
     }
