@@ -731,6 +731,7 @@ async fn a_copy_of_a_mounted_btrfs_is_mounted_where_the_kernel_can_and_the_volum
 #[tokio::test]
 async fn a_frozen_filesystem_is_thawed_by_all_that_can_end_a_freeze() {
     let _alone = NAMESPACES.read().await;
+    let paths = Paths::default();
     for fs_type in ALL {
         let Some(disk) = LoopDevice::new(size_for(fs_type)) else { return };
         let fs = make(&disk, fs_type).await;
@@ -738,23 +739,23 @@ async fn a_frozen_filesystem_is_thawed_by_all_that_can_end_a_freeze() {
         let (at, device) = (&entry.mount_point, entry.device);
         let long = Duration::from_secs(60);
 
-        let frozen = freeze::freeze(at, device, long).await.unwrap();
+        let frozen = freeze::freeze(&paths, at, device, long).await.unwrap();
         let writer = Writer::of(at.join("told"));
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!writer.is_done(), "{fs_type}: it is not frozen");
-        let theirs = freeze::freeze(at, device, long).await.unwrap_err();
+        let theirs = freeze::freeze(&paths, at, device, long).await.unwrap_err();
         assert!(matches!(theirs, HostError::Busy { .. }), "{theirs:?}");
         assert!(!writer.is_done(), "{fs_type}: another's freeze was ended");
         let thawed = frozen.thaw().await.unwrap();
         assert!(!thawed.too_late && thawed.frozen_for >= Duration::from_millis(300), "{thawed:?}");
         until("the writer", || writer.is_done()).await;
 
-        let frozen = freeze::freeze(at, device, long).await.unwrap();
+        let frozen = freeze::freeze(&paths, at, device, long).await.unwrap();
         drop(frozen);
         let writer = Writer::of(at.join("dropped"));
         until("the writer", || writer.is_done()).await;
 
-        let frozen = freeze::freeze(at, device, Duration::from_millis(500)).await.unwrap();
+        let frozen = freeze::freeze(&paths, at, device, Duration::from_millis(500)).await.unwrap();
         let writer = Writer::of(at.join("late"));
         until("the writer", || writer.is_done()).await;
         assert!(frozen.thaw().await.unwrap().too_late, "{fs_type}");
@@ -762,12 +763,12 @@ async fn a_frozen_filesystem_is_thawed_by_all_that_can_end_a_freeze() {
         // What a process left that was killed.
         run("fsfreeze", &["-f", at.to_str().unwrap()]);
         let writer = Writer::of(at.join("left"));
-        assert!(freeze::thaw(at, device).await.unwrap(), "{fs_type}");
+        assert!(freeze::thaw(&paths, at, device).await.unwrap(), "{fs_type}");
         until("the writer", || writer.is_done()).await;
-        assert!(!freeze::thaw(at, device).await.unwrap(), "{fs_type}: it was thawed before");
+        assert!(!freeze::thaw(&paths, at, device).await.unwrap(), "{fs_type}: it was thawed before");
 
         unmount(&entry).await;
-        let other = freeze::freeze(&disk.path("."), device, long).await.unwrap_err();
+        let other = freeze::freeze(&paths, &disk.path("."), device, long).await.unwrap_err();
         assert!(!matches!(other, HostError::Busy { .. }), "{other:?}");
     }
 }

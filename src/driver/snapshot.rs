@@ -129,7 +129,8 @@ impl Driver {
         let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
         self.journal.update(id, |entry| entry.frozen = Some(since)).await?;
         let end = Instant::now() + FREEZE_LIMIT;
-        let frozen = match freeze::freeze(&record.at, record.device, FREEZE_LIMIT).await {
+        let paths = &self.host.paths;
+        let frozen = match freeze::freeze(paths, &record.at, record.device, FREEZE_LIMIT).await {
             Ok(frozen) => frozen,
             Err(error) => {
                 // Its thread thaws, or has no reason to. After a crash somebody looks again.
@@ -233,7 +234,7 @@ impl Driver {
         }
         let id = entry.volume_id;
         if let (Some(record), true) = (&entry.mount, self.is_mounted(entry)?)
-            && freeze::thaw(&record.at, record.device).await?
+            && freeze::thaw(&self.host.paths, &record.at, record.device).await?
         {
             tracing::warn!(volume = entry.shown_name(), "it was left frozen, and is thawed");
         }

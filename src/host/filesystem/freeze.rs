@@ -7,9 +7,9 @@
 //! told to, when [`Frozen`] is dropped, and at the latest when the time is up. For a process that is
 //! killed, the journal says what is to be thawed ([`thaw`]).
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -19,9 +19,9 @@ use nix::fcntl::OFlag;
 use tokio::sync::oneshot;
 
 use super::blocking;
-use super::mountinfo::DeviceNumber;
+use super::mountinfo::{self, DeviceNumber};
 use crate::effects::{self, Kind};
-use crate::host::HostError;
+use crate::host::{HostError, Paths};
 
 /// Opening the mount's root, and thawing, touch no device.
 const THAW_LIMIT: Duration = Duration::from_secs(20);
@@ -54,6 +54,7 @@ pub struct Thawed {
 /// [`HostError::Refused`] when something else is mounted there. After any error it is not frozen, or
 /// is thawed as soon as the kernel allows.
 pub async fn freeze(
+    paths: &Paths,
     at: &Path,
     device: DeviceNumber,
     limit: Duration,
@@ -61,10 +62,13 @@ pub async fn freeze(
     let (stop, stopped) = mpsc::channel();
     let (ready, frozen) = oneshot::channel();
     let (ended, thawed) = oneshot::channel();
-    let path = at.to_owned();
+    let (path, paths) = (at.to_owned(), paths.clone());
     std::thread::Builder::new()
         .name("freeze".to_owned())
-        .spawn(move || keep_frozen(&path, device, limit, &stopped, ready, ended))
+        .spawn(move || {
+            let root = open(&paths, &path, device);
+            keep_frozen(root, &path, limit, &stopped, ready, ended);
+        })
         .map_err(|source| HostError::io("start a thread for", at, source))?;
     // A thread that hangs in the kernel finds `stopped` closed when it comes back, and thaws.
     let timeout = || HostError::Timeout {
@@ -109,14 +113,14 @@ fn broken_off(at: &Path) -> HostError {
 
 /// The thread.
 fn keep_frozen(
+    root: Result<File, HostError>,
     at: &Path,
-    device: DeviceNumber,
     limit: Duration,
     stopped: &mpsc::Receiver<()>,
     ready: oneshot::Sender<Result<(), HostError>>,
     ended: oneshot::Sender<Result<Thawed, HostError>>,
 ) {
-    let root = match open(at, device) {
+    let root = match root {
         Ok(root) => root,
         Err(error) => {
             // Who asked may have gone.
@@ -145,10 +149,10 @@ fn keep_frozen(
 ///
 /// # Errors
 /// The mount is not there, or the kernel does not thaw it.
-pub async fn thaw(at: &Path, device: DeviceNumber) -> Result<bool, HostError> {
-    let at = at.to_owned();
+pub async fn thaw(paths: &Paths, at: &Path, device: DeviceNumber) -> Result<bool, HostError> {
+    let (paths, at) = (paths.clone(), at.to_owned());
     let what = format!("thawing the filesystem at {}", at.display());
-    blocking(what, THAW_LIMIT, move || thaw_now(&open(&at, device)?, &at)).await
+    blocking(what, THAW_LIMIT, move || thaw_now(&open(&paths, &at, device)?, &at)).await
 }
 
 fn thaw_now(root: &File, at: &Path) -> Result<bool, HostError> {
@@ -168,15 +172,21 @@ fn thaw_now(root: &File, at: &Path) -> Result<bool, HostError> {
 }
 
 /// The root of the mount; the path alone may be a directory of the host's own filesystem by now.
-fn open(at: &Path, device: DeviceNumber) -> Result<File, HostError> {
-    let failed = |source| HostError::io("open", at, source);
+fn open(paths: &Paths, at: &Path, device: DeviceNumber) -> Result<File, HostError> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-    let options = File::options().read(true).custom_flags(flags.bits()).open(at);
-    let root = options.map_err(failed)?;
-    let found = DeviceNumber::from_raw(root.metadata().map_err(failed)?.dev());
-    if found == device {
+    let root = File::options().read(true).custom_flags(flags.bits()).open(at);
+    let root = root.map_err(|source| HostError::io("open", at, source))?;
+    // Not by its st_dev: a subvolume of btrfs has one of its own.
+    let info = paths.proc.join(format!("self/fdinfo/{}", root.as_raw_fd()));
+    let text = fs::read_to_string(&info).map_err(|source| HostError::io("read", info, source))?;
+    let mount = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    let mounts = mountinfo::own(paths)
+        .map_err(|source| HostError::io("read", paths.proc.join("self/mountinfo"), source))?;
+    let found = mounts.iter().find(|entry| Some(entry.id) == mount).map(|entry| entry.device);
+    if found == Some(device) {
         return Ok(root);
     }
+    let found = found.map_or("nothing that is known".to_owned(), |found| found.to_string());
     Err(HostError::Refused {
         what: format!("{} is on device {found}, not on {device}", at.display()),
     })
