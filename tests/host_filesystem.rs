@@ -765,7 +765,10 @@ async fn a_frozen_filesystem_is_thawed_by_all_that_can_end_a_freeze() {
         let writer = Writer::of(at.join("left"));
         assert!(freeze::thaw(&paths, at, device).await.unwrap(), "{fs_type}");
         until("the writer", || writer.is_done()).await;
-        assert!(!freeze::thaw(&paths, at, device).await.unwrap(), "{fs_type}: it was thawed before");
+        assert!(
+            !freeze::thaw(&paths, at, device).await.unwrap(),
+            "{fs_type}: it was thawed before"
+        );
 
         unmount(&entry).await;
         let other = freeze::freeze(&paths, &disk.path("."), device, long).await.unwrap_err();

@@ -1,11 +1,7 @@
 //! `snapshot` and `snapshots`: the real daemon, real devices and filesystems, and an embedded cloud
 //! that keeps Cinder's rules.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -67,9 +63,9 @@ impl Writer {
 
 fn is_marked_frozen(node: &Node) -> bool {
     let entries = fs::read_dir(node.state_dir().join("volumes")).unwrap();
-    entries.flatten().any(|entry| {
-        fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("\"frozen\""))
-    })
+    entries
+        .flatten()
+        .any(|entry| fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("\"frozen\"")))
 }
 
 /// Asks for a snapshot, and does not wait for the answer.
@@ -175,11 +171,11 @@ async fn snapshots_are_listed_named_and_deleted() {
     other.unmount("v", "c").await.unwrap();
 
     // Nothing is deleted that is not confirmed.
-    let id = listed(&node, &["v"]).await.into_iter().find(|one| one["name"] == "first").unwrap()
-        ["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let id =
+        listed(&node, &["v"]).await.into_iter().find(|one| one["name"] == "first").unwrap()["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
     cli(&node, &["snapshot", "--delete", "v"]).await.unwrap_err();
     cli(&node, &["snapshot", "--delete", "v", "first"]).await.unwrap_err();
     let volume = cloud.volume("v").await["id"].as_str().unwrap().to_owned();
@@ -208,7 +204,10 @@ async fn a_cloud_that_hangs_does_not_keep_a_filesystem_frozen() {
     assert!(waited > Duration::from_secs(5), "{waited:?}");
     // It goes on without.
     let answer = asked.await.unwrap();
-    assert!(answer.contains("thawed after 15.") && answer.contains("after a power cut"), "{answer}");
+    assert!(
+        answer.contains("thawed after 15.") && answer.contains("after a power cut"),
+        "{answer}"
+    );
     assert!(!is_marked_frozen(&node));
     assert_eq!(listed(&node, &["v"]).await[0]["status"], "available");
     node.unmount("v", "c").await.unwrap();

@@ -54,8 +54,7 @@ pub async fn operate(
         let shown = plan["ID"].as_str().unwrap_or_default();
         show(&plan)?;
         let mut out = io::stdout().lock();
-        let whose =
-            if operation == Operation::DeleteSnapshot { "snapshot's" } else { "volume's" };
+        let whose = if operation == Operation::DeleteSnapshot { "snapshot's" } else { "volume's" };
         write!(out, "Type the {whose} id ({shown}) to go on: ")?;
         out.flush()?;
         let mut typed = String::new();

@@ -172,11 +172,7 @@ impl VolumeRequest {
                 let said = |name| Ok::<_, String>(said(name)?.filter(|text| !text.is_empty()));
                 Action::Operate(
                     operation,
-                    Arguments {
-                        id: said("ID")?,
-                        size: said("Size")?,
-                        snapshot: said("Snapshot")?,
-                    },
+                    Arguments { id: said("ID")?, size: said("Size")?, snapshot: said("Snapshot")? },
                 )
             }
         };

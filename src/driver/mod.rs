@@ -47,7 +47,9 @@ pub use error::DriverError;
 pub use name::VolumeName;
 
 use crate::config::{DriverSettings, HostSettings};
-use crate::docker::{Arguments, Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo};
+use crate::docker::{
+    Arguments, Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo,
+};
 use crate::host::attach::{Attacher, DeviceState};
 use crate::host::filesystem::mount::is_healthy;
 use crate::host::filesystem::mountinfo::{self, MountEntry};

@@ -134,7 +134,11 @@ impl Driver {
         Err(held_elsewhere(volume.as_ref(), &Takeover::NotAsked))
     }
 
-    pub(super) async fn volume_of(&self, name: &VolumeName, id: Uuid) -> Result<Volume, DriverError> {
+    pub(super) async fn volume_of(
+        &self,
+        name: &VolumeName,
+        id: Uuid,
+    ) -> Result<Volume, DriverError> {
         self.cloud.volume(id).await.map_err(|error| match error.is_not_found() {
             true => DriverError::NotFound(name.to_string()),
             false => error.into(),

@@ -196,8 +196,8 @@ impl Driver {
             // The answer was lost, or an earlier request of ours came late.
             let unclear = error.is_ambiguous() || error.kind == CloudErrorKind::InvalidState;
             let now = if unclear { self.cloud.volume(id).await.ok() } else { None };
-            let happened = now
-                .is_some_and(|now| now.status == VolumeStatus::Extending || now.size >= wanted);
+            let happened =
+                now.is_some_and(|now| now.status == VolumeStatus::Extending || now.size >= wanted);
             if !happened {
                 if !error.is_ambiguous() {
                     self.journal.update_regardless(id, |entry| entry.resizing = None).await?;
@@ -229,9 +229,11 @@ impl Driver {
                 if free { "available" } else { "in-use" }
             ),
             (_, true) => "it is as it was: ask the cloud's operator".to_owned(),
-            (_, false) => "it is as it was, and works on. Some back ends cannot extend a volume in \
+            (_, false) => {
+                "it is as it was, and works on. Some back ends cannot extend a volume in \
                            use: stop its containers and try again"
-                .to_owned(),
+                    .to_owned()
+            }
         };
         DriverError::Refused(format!("Cinder did not extend volume {id}{reason}; {mend}"))
     }
@@ -258,7 +260,9 @@ impl Driver {
         grow::grow(exec, &device, record.fs_type, &record.at, grow::RESIZE_LIMIT).await?;
         let after = filesystem_size(&record.at).await?;
         Ok(match before < after {
-            true => format!("its filesystem at {at} has grown from {} to {}", gib(before), gib(after)),
+            true => {
+                format!("its filesystem at {at} has grown from {} to {}", gib(before), gib(after))
+            }
             false => format!("its filesystem at {at} has {}, all that there is", gib(after)),
         })
     }

@@ -183,12 +183,7 @@ impl Cloud {
     /// no more. Without `in_use` only an available volume is taken, whoever is faster.
     ///
     /// The answer may be lost: whether it happened, the volume shows.
-    pub async fn extend_volume(
-        &self,
-        id: Uuid,
-        size: u64,
-        in_use: bool,
-    ) -> Result<(), CloudError> {
+    pub async fn extend_volume(&self, id: Uuid, size: u64, in_use: bool) -> Result<(), CloudError> {
         let call = Call {
             microversion: in_use.then_some(EXTEND_IN_USE),
             ..Call::effect(
@@ -268,8 +263,7 @@ impl Cloud {
             None => ("list the snapshots".to_owned(), query(&[("limit", PAGE)])),
         };
         let path = "/snapshots/detail";
-        let rows =
-            self.rows(Service::BlockStorage, &what, path, "snapshots", query, None).await?;
+        let rows = self.rows(Service::BlockStorage, &what, path, "snapshots", query, None).await?;
         let all = rows.iter().filter_map(Snapshot::read);
         // Cinder may ignore the filter.
         Ok(all.filter(|one| id.as_ref().is_none_or(|id| one.volume_id == *id)).collect())

@@ -370,9 +370,7 @@ impl Bench {
     /// Whether all cases of an operation have one volume, which each leaves as it was: making one
     /// takes longest where volumes come by iSCSI.
     fn is_shared(&self, operation: Operation) -> bool {
-        let keeps = operation.has_bytes()
-            && !operation.grows()
-            && operation != Operation::Snapshot;
+        let keeps = operation.has_bytes() && !operation.grows() && operation != Operation::Snapshot;
         keeps && self.initiator.is_some()
     }
 

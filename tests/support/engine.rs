@@ -311,6 +311,11 @@ impl Machine {
         }
     }
 
+    /// What the driver's own program prints on this machine, which must go well.
+    pub async fn driver(&self, words: &str) -> String {
+        self.sh(&format!("'{}' --config $DIR/config.json {words}", binary().display())).await
+    }
+
     /// What the journal says is held here, or to be undone: JSON.
     pub async fn liabilities(&self) -> String {
         self.sh(&format!(

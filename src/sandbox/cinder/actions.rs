@@ -436,7 +436,8 @@ fn finish_extend(context: &Context<'_>, id: Uuid, size: u64) {
                 }
             }
             let failed = grown == Err(FAILED_EXTEND);
-            let status = if failed { "error_extending" } else { before.as_deref().unwrap_or("available") };
+            let status =
+                if failed { "error_extending" } else { before.as_deref().unwrap_or("available") };
             volume.set_status(status);
         });
         task.save_or_log().await;
