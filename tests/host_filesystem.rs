@@ -806,6 +806,9 @@ async fn each_filesystem_grows_with_its_device_while_mounted() {
         let entry = mount_at(&disk, &fs, &MountOptions::default()).await;
         let (at, limit) = (&entry.mount_point, grow::MOUNT_LIMIT);
         grow::grow(&exec(), &device, fs_type, at, limit).await.unwrap();
+        let size = grow::size_of(&device, fs_type, at).await.unwrap();
+        assert!(!grow::leaves_space(&device, size), "{fs_type}: {size} of {}", device.size);
+        assert!(size > fs.size && size <= device.size, "{fs_type}: {size} of {}", device.size);
         // Once more is nothing.
         grow::grow(&exec(), &device, fs_type, at, limit).await.unwrap();
         unmount(&entry).await;

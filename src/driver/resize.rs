@@ -9,7 +9,6 @@
 //! Each part is found done or not by looking, so asking again finishes what was interrupted. Cinder
 //! tells Nova's instances that a volume has grown; a host without Nova looks for itself.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,9 +21,8 @@ use super::pace::Pace;
 use super::plan::MountState;
 use super::{Driver, DriverError, VolumeName, options};
 use crate::error_chain::Chain;
-use crate::host::HostError;
 use crate::host::attach::{Device, DeviceRecord};
-use crate::host::filesystem::{blocking, grow};
+use crate::host::filesystem::grow;
 use crate::openstack::{CloudErrorKind, Volume, VolumeStatus};
 use crate::shown::shown;
 
@@ -35,8 +33,6 @@ const SETTLING_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// How long the storage may take to show the new size once Cinder says that it is done. Some targets
 /// (tgt) are made anew for it, and the session comes back by itself.
 const RESCAN_LIMIT: Duration = Duration::from_secs(90);
-/// For what only asks the kernel about a mount.
-const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where a volume is that is to become larger.
 enum Place {
@@ -255,10 +251,20 @@ impl Driver {
                  attach it elsewhere and use growpart there"
             ));
         }
-        let before = filesystem_size(&record.at).await?;
+        let before = grow::size_of(&device, record.fs_type, &record.at).await?;
         let exec = &self.host.exec;
         grow::grow(exec, &device, record.fs_type, &record.at, grow::RESIZE_LIMIT).await?;
-        let after = filesystem_size(&record.at).await?;
+        let after = grow::size_of(&device, record.fs_type, &record.at).await?;
+        if grow::leaves_space(&device, after) {
+            return Err(DriverError::Refused(format!(
+                "volume {} has {} GiB now, but its filesystem at {at} still has {}, although the \
+                 tool that grows it reported success: resize it again, or see the kernel's log \
+                 (dmesg)",
+                volume.id,
+                volume.size,
+                gib(after)
+            )));
+        }
         Ok(match before < after {
             true => {
                 format!("its filesystem at {at} has grown from {} to {}", gib(before), gib(after))
@@ -295,17 +301,6 @@ impl Driver {
             pace.next().await;
         }
     }
-}
-
-/// What a mounted filesystem has in all, in bytes.
-async fn filesystem_size(at: &Path) -> Result<u64, DriverError> {
-    let at = at.to_owned();
-    let look = move || {
-        let stat = nix::sys::statvfs::statvfs(&at)
-            .map_err(|error| HostError::io("look at", &at, error.into()))?;
-        Ok(stat.blocks() * stat.fragment_size())
-    };
-    Ok(blocking("reading a filesystem's size", LOOK_LIMIT, look).await?)
 }
 
 /// `1.9 GiB`
