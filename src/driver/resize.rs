@@ -9,6 +9,7 @@
 //! Each part is found done or not by looking, so asking again finishes what was interrupted. Cinder
 //! tells Nova's instances that a volume has grown; a host without Nova looks for itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -39,7 +40,7 @@ enum Place {
     /// Nobody has it.
     Free,
     /// Mounted here.
-    Here(std::sync::Arc<Entry>),
+    Here(Arc<Entry>),
 }
 
 impl Driver {
@@ -195,7 +196,7 @@ impl Driver {
             let happened =
                 now.is_some_and(|now| now.status == VolumeStatus::Extending || now.size >= wanted);
             if !happened {
-                if !error.is_ambiguous() {
+                if in_use && !error.is_ambiguous() {
                     self.journal.update_regardless(id, |entry| entry.resizing = None).await?;
                 }
                 return Err(error.into());
@@ -205,7 +206,9 @@ impl Driver {
         if now.size >= wanted {
             return Ok(now);
         }
-        self.journal.update_regardless(id, |entry| entry.resizing = None).await?;
+        if in_use {
+            self.journal.update_regardless(id, |entry| entry.resizing = None).await?;
+        }
         Err(self.could_not_extend(&now).await)
     }
 
@@ -256,7 +259,7 @@ impl Driver {
         grow::grow(exec, &device, record.fs_type, &record.at, grow::RESIZE_LIMIT).await?;
         let after = grow::size_of(&device, record.fs_type, &record.at).await?;
         if grow::leaves_space(&device, after) {
-            return Err(DriverError::Refused(format!(
+            return Err(DriverError::NotYet(format!(
                 "volume {} has {} GiB now, but its filesystem at {at} still has {}, although the \
                  tool that grows it reported success: resize it again, or see the kernel's log \
                  (dmesg)",

@@ -147,7 +147,7 @@ impl Driver {
                 self.journal.update_regardless(id, |entry| entry.frozen = None).await?;
                 Ok((made?, thawed))
             }
-            Err(error) => Err(DriverError::Refused(format!(
+            Err(error) => Err(DriverError::NotYet(format!(
                 "its filesystem at {at} is frozen, and the kernel does not thaw it ({}): all that \
                  writes to it waits. Thaw it with \"fsfreeze --unfreeze {at}\"",
                 Chain(&error),
