@@ -90,12 +90,11 @@ fn written(request: &VolumeRequest) -> Value {
     let name = &request.name;
     match &request.action {
         Action::Create(options) => json!({"Name": name, "Opts": options}),
-        Action::Mount(id) | Action::Unmount(id) | Action::Operate(_, Some(id)) => {
-            json!({"Name": name, "ID": id})
+        Action::Mount(id) | Action::Unmount(id) => json!({"Name": name, "ID": id}),
+        Action::Operate(_, said) => {
+            json!({"Name": name, "ID": said.id, "Size": said.size, "Snapshot": said.snapshot})
         }
-        Action::Remove | Action::Path | Action::Get | Action::Operate(_, None) => {
-            json!({"Name": name})
-        }
+        Action::Remove | Action::Path | Action::Get => json!({"Name": name}),
     }
 }
 

@@ -53,9 +53,14 @@ async fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Error>> {
             let text = cli::status(state_dir, &cli.socket, &Paths::default(), *json)?;
             std::io::stdout().write_all(text.as_bytes())?;
         }
+        Some(Command::Snapshots { name, json }) => {
+            let settings = daemon::load_settings(&cli.config)?;
+            let text = cli::snapshots(&settings.cloud, name.as_deref(), *json).await?;
+            std::io::stdout().write_all(text.as_bytes())?;
+        }
         Some(command) => {
-            if let Some((operation, args)) = command.operation() {
-                cli::operate(&cli.socket, operation, &args.name, args.id.as_deref()).await?;
+            if let Some((operation, name, arguments)) = command.operation() {
+                cli::operate(&cli.socket, operation, name, arguments).await?;
             }
         }
     }

@@ -24,7 +24,7 @@ use cinder_docker_driver::host::filesystem::mountinfo::{DeviceNumber, MountEntry
 use cinder_docker_driver::host::filesystem::probe::{
     BlankProof, Contents, Filesystem, FsType, Partition, blank, probe,
 };
-use cinder_docker_driver::host::filesystem::{format, grow, mountinfo, partition};
+use cinder_docker_driver::host::filesystem::{format, freeze, grow, mountinfo, partition};
 use cinder_docker_driver::host::{Exec, HostError, Paths, process};
 use loopdev::{LoopDevice, MIB, run};
 use tokio::sync::RwLock;
@@ -693,6 +693,102 @@ async fn a_copy_of_a_mounted_xfs_is_mounted_and_the_same_volume_twice_is_not() {
     unmount(&entry).await;
 }
 
+/// The kernel has an answer of its own to a copy beside its original from 6.7 on.
+#[tokio::test]
+async fn a_copy_of_a_mounted_btrfs_is_mounted_where_the_kernel_can_and_the_volume_twice_is_not() {
+    let _alone = NAMESPACES.read().await;
+    let Some(disk) = LoopDevice::new(size_for(FsType::Btrfs)) else { return };
+    let fs = make(&disk, FsType::Btrfs).await;
+    let copy = disk.copy();
+    let entry = mount_at(&disk, &fs, &MountOptions::default()).await;
+    fs::write(entry.mount_point.join("file"), "only here").unwrap();
+
+    let same = disk.again();
+    let (exec, paths, options) = (exec(), Paths::default(), MountOptions::default());
+    let at = same.path("mount/web");
+    let error = mount::mount(&exec, &paths, &same.device(), &fs, &at, &options).await.unwrap_err();
+    assert!(matches!(error, HostError::Refused { .. }), "{error:?}");
+    assert!(error.to_string().contains("may be the same volume"), "{error}");
+
+    // A kernel that lacks it, as far as can be seen.
+    let older = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/sys/dev", older.path().join("dev")).unwrap();
+    let older = Paths { sys: older.path().into(), ..Paths::default() };
+    let at = copy.path("mount/web");
+    let error = mount::mount(&exec, &older, &copy.device(), &fs, &at, &options).await.unwrap_err();
+    assert!(error.to_string().contains("before 6.7"), "{error}");
+    assert!(error.to_string().contains("on another host"), "{error}");
+    assert_eq!(mountinfo::at(&paths, &at).unwrap(), None);
+
+    if Path::new("/sys/fs/btrfs/features/temp_fsid").exists() {
+        let second = mount_at(&copy, &fs, &MountOptions::default()).await;
+        assert!(!second.mount_point.join("file").exists(), "it is the copy");
+        unmount(&second).await;
+    }
+    unmount(&entry).await;
+}
+
+#[tokio::test]
+async fn a_frozen_filesystem_is_thawed_by_all_that_can_end_a_freeze() {
+    let _alone = NAMESPACES.read().await;
+    let paths = Paths::default();
+    for fs_type in ALL {
+        let Some(disk) = LoopDevice::new(size_for(fs_type)) else { return };
+        let fs = make(&disk, fs_type).await;
+        let entry = mount_at(&disk, &fs, &MountOptions::default()).await;
+        let (at, device) = (&entry.mount_point, entry.device);
+        let long = Duration::from_secs(60);
+
+        let frozen = freeze::freeze(&paths, at, device, long).await.unwrap();
+        let writer = Writer::of(at.join("told"));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!writer.is_done(), "{fs_type}: it is not frozen");
+        let theirs = freeze::freeze(&paths, at, device, long).await.unwrap_err();
+        assert!(matches!(theirs, HostError::Busy { .. }), "{theirs:?}");
+        assert!(!writer.is_done(), "{fs_type}: another's freeze was ended");
+        let thawed = frozen.thaw().await.unwrap();
+        assert!(!thawed.too_late && thawed.frozen_for >= Duration::from_millis(300), "{thawed:?}");
+        until("the writer", || writer.is_done()).await;
+
+        let frozen = freeze::freeze(&paths, at, device, long).await.unwrap();
+        drop(frozen);
+        let writer = Writer::of(at.join("dropped"));
+        until("the writer", || writer.is_done()).await;
+
+        let frozen = freeze::freeze(&paths, at, device, Duration::from_millis(500)).await.unwrap();
+        let writer = Writer::of(at.join("late"));
+        until("the writer", || writer.is_done()).await;
+        assert!(frozen.thaw().await.unwrap().too_late, "{fs_type}");
+
+        // What a process left that was killed.
+        run("fsfreeze", &["-f", at.to_str().unwrap()]);
+        let writer = Writer::of(at.join("left"));
+        assert!(freeze::thaw(&paths, at, device).await.unwrap(), "{fs_type}");
+        until("the writer", || writer.is_done()).await;
+        assert!(
+            !freeze::thaw(&paths, at, device).await.unwrap(),
+            "{fs_type}: it was thawed before"
+        );
+
+        unmount(&entry).await;
+        let other = freeze::freeze(&paths, &disk.path("."), device, long).await.unwrap_err();
+        assert!(!matches!(other, HostError::Busy { .. }), "{other:?}");
+    }
+}
+
+/// Somebody who writes, and waits as long as the filesystem is frozen.
+struct Writer(std::thread::JoinHandle<()>);
+
+impl Writer {
+    fn of(file: PathBuf) -> Self {
+        Self(std::thread::spawn(move || fs::write(file, "written").unwrap()))
+    }
+
+    fn is_done(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
 #[tokio::test]
 async fn each_filesystem_grows_with_its_device_while_mounted() {
     let _alone = NAMESPACES.read().await;
@@ -708,7 +804,13 @@ async fn each_filesystem_grows_with_its_device_while_mounted() {
         let device = disk.device();
         assert!(grow::is_needed(&device, &fs));
         let entry = mount_at(&disk, &fs, &MountOptions::default()).await;
-        grow::grow(&exec(), &device, &fs, &entry.mount_point).await.unwrap();
+        let (at, limit) = (&entry.mount_point, grow::MOUNT_LIMIT);
+        grow::grow(&exec(), &device, fs_type, at, limit).await.unwrap();
+        let size = grow::size_of(&device, fs_type, at).await.unwrap();
+        assert!(!grow::leaves_space(&device, size), "{fs_type}: {size} of {}", device.size);
+        assert!(size > fs.size && size <= device.size, "{fs_type}: {size} of {}", device.size);
+        // Once more is nothing.
+        grow::grow(&exec(), &device, fs_type, at, limit).await.unwrap();
         unmount(&entry).await;
         let grown = filesystem(&device).await;
         assert!(grown.size > fs.size && !grow::is_needed(&device, &grown), "{grown:?}");

@@ -458,3 +458,42 @@ async fn a_restart_of_the_plugin_in_the_middle_of_a_docker_cp_takes_nothing_away
     cloud.until("web", "available").await;
     machine.clear().await;
 }
+
+/// What an operator types beside a running container: the volume grows, a snapshot of it is taken and
+/// used, and the container notices nothing but the space.
+#[tokio::test]
+async fn a_container_writes_on_while_its_volume_grows_and_a_snapshot_is_taken() {
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
+    machine.sh("docker volume create -d cinder -o fs=xfs web").await;
+    machine.sh(WRITER).await;
+    until_written(&machine).await;
+    let space = "docker exec web sh -c 'df -m /data | tail -1' | awk '{print $2}'";
+    let before: u64 = machine.sh(space).await.parse().unwrap();
+    let started = "docker inspect -f '{{.State.StartedAt}}' web";
+    let since = machine.sh(started).await;
+
+    machine.driver("resize web 4").await;
+    until_written(&machine).await;
+    let after: u64 = machine.sh(space).await.parse().unwrap();
+    assert!(before < 1024 && after > 3600, "{before} {after}");
+
+    let lines = machine.sh(LINES).await;
+    machine.driver("snapshot web growing").await;
+    until_written(&machine).await;
+    assert!(machine.driver("snapshots web").await.contains("growing"));
+    machine.sh("docker volume create -d cinder -o snapshot=growing -o size=5 copy").await;
+    let copied = machine
+        .sh("docker run --rm -v copy:/data ubuntu sh -c 'wc -l </data/log; df -m /data | tail -1'")
+        .await;
+    let copied_lines: u64 = copied.lines().next().unwrap().trim().parse().unwrap();
+    assert!(copied_lines >= lines.parse().unwrap(), "{lines}: {copied}");
+    let space: Vec<&str> = copied.lines().nth(1).unwrap().split_whitespace().collect();
+    assert!(space[1].parse::<u64>().unwrap() > 4600, "{copied}");
+
+    until_written(&machine).await;
+    assert_eq!(machine.sh(started).await, since, "it was restarted");
+    machine.sh("docker rm -f web && docker volume rm copy").await;
+    cloud.until("web", "available").await;
+    machine.clear().await;
+}

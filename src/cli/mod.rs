@@ -2,6 +2,7 @@
 
 mod check;
 mod operate;
+mod snapshots;
 mod status;
 
 use std::ffi::OsString;
@@ -12,11 +13,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH};
-use crate::docker::Operation;
+use crate::docker::{Arguments, Operation};
 use crate::driver::options;
 
 pub use check::{Finding, Findings, Level, check, examine};
 pub use operate::operate;
+pub use snapshots::snapshots;
 pub use status::status;
 
 /// Docker volumes that live in OpenStack Cinder
@@ -122,6 +124,46 @@ pub enum Command {
     #[command(after_help = "Example:\n  docker volume create -d cinder -o type=fast proof\n  \
                             cinder-docker-driver prove-failover proof\n  docker volume rm proof")]
     ProveFailover(NameArgs),
+    /// Make a volume larger, also while containers use it on this host
+    ///
+    /// A volume that is mounted here grows at once, filesystem included. One that is free grows with
+    /// its next start; one that another host has is refused. Run it again after anything went wrong:
+    /// it finishes what was begun.
+    #[command(after_help = "Example:\n  cinder-docker-driver resize db 40")]
+    Resize {
+        /// The volume's name
+        name: String,
+        /// Its new size: whole GiB, as in 40, 40G or 1T
+        size: String,
+    },
+    /// Take a snapshot of a volume; its filesystem is frozen for the moment if it is mounted here
+    ///
+    /// "docker volume create -d cinder -o snapshot=SNAP NAME" makes a volume of it.
+    #[command(after_help = "Example:\n  cinder-docker-driver snapshot db before-upgrade\n  \
+                            cinder-docker-driver snapshot --delete db before-upgrade")]
+    Snapshot {
+        /// The volume's name
+        name: String,
+        /// The snapshot's name; after the volume and the time if it is left out
+        #[arg(required_if_eq("delete", "true"))]
+        snapshot: Option<String>,
+        /// Delete this snapshot (by name or id; shows it, asks for its id)
+        #[arg(long)]
+        delete: bool,
+        /// The snapshot's id: delete it without asking
+        #[arg(long, value_name = "UUID", requires = "delete")]
+        id: Option<String>,
+    },
+    /// List the snapshots of a volume, or of the project
+    ///
+    /// Asks Cinder itself, so it works without the daemon.
+    Snapshots {
+        /// The volume's name; all volumes if it is left out
+        name: Option<String>,
+        /// Print JSON: a list of {name, id, volume, volume_id, size, created_at, status}
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Arguments of `sandbox`.
@@ -152,13 +194,26 @@ pub struct NameArgs {
 }
 
 impl Command {
-    /// The request to the daemon that a command is, if it is one.
-    pub fn operation(&self) -> Option<(Operation, &NameArgs)> {
+    /// The request to the daemon that a command is, if it is one: what about which volume.
+    pub fn operation(&self) -> Option<(Operation, &str, Arguments)> {
+        let confirmed = |args: &NameArgs| Arguments { id: args.id.clone(), ..Arguments::default() };
         match self {
-            Self::Release(args) => Some((Operation::Release, args)),
-            Self::Format(args) => Some((Operation::Format, args)),
-            Self::AcceptUuid(args) => Some((Operation::AcceptUuid, args)),
-            Self::ProveFailover(args) => Some((Operation::ProveFailover, args)),
+            Self::Release(args) => Some((Operation::Release, &args.name, confirmed(args))),
+            Self::Format(args) => Some((Operation::Format, &args.name, confirmed(args))),
+            Self::AcceptUuid(args) => Some((Operation::AcceptUuid, &args.name, confirmed(args))),
+            Self::ProveFailover(args) => {
+                Some((Operation::ProveFailover, &args.name, confirmed(args)))
+            }
+            Self::Resize { name, size } => {
+                let arguments = Arguments { size: Some(size.clone()), ..Arguments::default() };
+                Some((Operation::Resize, name, arguments))
+            }
+            Self::Snapshot { name, snapshot, delete, id } => {
+                let operation =
+                    if *delete { Operation::DeleteSnapshot } else { Operation::Snapshot };
+                let (id, snapshot) = (id.clone(), snapshot.clone());
+                Some((operation, name, Arguments { id, snapshot, ..Arguments::default() }))
+            }
             _ => None,
         }
     }

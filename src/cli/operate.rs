@@ -1,5 +1,5 @@
-//! `release`, `format`, `accept-uuid` and `prove-failover`: asks the running daemon what it would do, shows it, asks
-//! for the volume's id, and has it done.
+//! What an operator asks of the running daemon. What destroys something (`release`, `format`, …) is
+//! shown first, and done when the id is typed; `resize` and `snapshot` are done at once.
 
 use std::io::{self, BufRead, Write};
 use std::path::Path;
@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
-use crate::docker::Operation;
+use crate::docker::{Arguments, Operation};
 
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -35,38 +35,36 @@ pub enum OperateError {
     #[error("{0}")]
     Refused(String),
     /// The operator did not confirm.
-    #[error("that is not the volume's id; nothing was done")]
+    #[error("that is not its id; nothing was done")]
     NotConfirmed,
     /// The terminal.
     #[error("cannot ask")]
     Terminal(#[from] io::Error),
 }
 
-/// Carries an operator's command out; `id` = confirmed already.
+/// Carries an operator's command out; with an id in its arguments it is confirmed already.
 pub async fn operate(
     socket: &Path,
     operation: Operation,
     name: &str,
-    id: Option<&str>,
+    mut arguments: Arguments,
 ) -> Result<(), OperateError> {
-    let id = match id {
-        Some(id) => id.to_owned(),
-        None => {
-            let plan = ask_daemon(socket, operation, name, None).await?;
-            let shown = plan["ID"].as_str().unwrap_or_default();
-            show(&plan)?;
-            let mut out = io::stdout().lock();
-            write!(out, "Type the volume's id ({shown}) to go on: ")?;
-            out.flush()?;
-            let mut typed = String::new();
-            io::stdin().lock().read_line(&mut typed)?;
-            if typed.trim() != shown || shown.is_empty() {
-                return Err(OperateError::NotConfirmed);
-            }
-            shown.to_owned()
+    if operation.is_confirmed() && arguments.id.is_none() {
+        let plan = ask_daemon(socket, operation, name, &arguments).await?;
+        let shown = plan["ID"].as_str().unwrap_or_default();
+        show(&plan)?;
+        let mut out = io::stdout().lock();
+        let whose = if operation == Operation::DeleteSnapshot { "snapshot's" } else { "volume's" };
+        write!(out, "Type the {whose} id ({shown}) to go on: ")?;
+        out.flush()?;
+        let mut typed = String::new();
+        io::stdin().lock().read_line(&mut typed)?;
+        if typed.trim() != shown || shown.is_empty() {
+            return Err(OperateError::NotConfirmed);
         }
-    };
-    let done = ask_daemon(socket, operation, name, Some(&id)).await?;
+        arguments.id = Some(shown.to_owned());
+    }
+    let done = ask_daemon(socket, operation, name, &arguments).await?;
     show(&done)?;
     writeln!(io::stdout(), "Done.")?;
     Ok(())
@@ -84,7 +82,7 @@ async fn ask_daemon(
     socket: &Path,
     operation: Operation,
     name: &str,
-    id: Option<&str>,
+    arguments: &Arguments,
 ) -> Result<Value, OperateError> {
     let no_daemon =
         |source| OperateError::NoDaemon { socket: socket.display().to_string(), source };
@@ -93,7 +91,8 @@ async fn ask_daemon(
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(nonsense)?;
     tokio::spawn(connection);
-    let body = json!({ "Name": name, "ID": id }).to_string();
+    let Arguments { id, size, snapshot } = arguments;
+    let body = json!({ "Name": name, "ID": id, "Size": size, "Snapshot": snapshot }).to_string();
     let request = hyper::Request::post(operation.path())
         .header(hyper::header::HOST, "plugin")
         .body(Full::new(Bytes::from(body)))

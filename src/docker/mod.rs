@@ -50,14 +50,15 @@ pub trait VolumeDriver: Send + Sync + 'static {
         &self,
         caller: &Caller,
     ) -> Result<mpsc::Receiver<Result<Vec<Listed>, Failure>>, Failure>;
-    /// An operator's request. Without the volume's id in `confirmed` it says what it would do;
-    /// with it, it does it. Answers `ID`, `Says` (sentences) and `Done`.
+    /// An operator's request. One that destroys something says without the id in its arguments what
+    /// it would do, and does it with the id; the others are done at once. Answers `ID`, `Says`
+    /// (sentences) and `Done`.
     async fn operate(
         &self,
         caller: &Caller,
         operation: Operation,
         name: &str,
-        confirmed: Option<&str>,
+        arguments: &Arguments,
     ) -> Result<Map<String, Value>, Failure>;
 }
 
@@ -72,19 +73,52 @@ pub enum Operation {
     AcceptUuid,
     /// Try whether the storage of a volume cuts a host off.
     ProveFailover,
+    /// Make a volume larger.
+    Resize,
+    /// Take a snapshot of a volume.
+    Snapshot,
+    /// Delete a snapshot of a volume.
+    DeleteSnapshot,
+}
+
+/// What an operator's request says besides the volume's name; what is empty was not said.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Arguments {
+    /// `ID`: the id of what is to be changed confirms that it may be.
+    pub id: Option<String>,
+    /// `Size`, as a person writes it.
+    pub size: Option<String>,
+    /// `Snapshot`: name or id of one.
+    pub snapshot: Option<String>,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 4] = [Self::Release, Self::Format, Self::AcceptUuid, Self::ProveFailover];
+    pub const ALL: [Self; 7] = [
+        Self::Release,
+        Self::Format,
+        Self::AcceptUuid,
+        Self::ProveFailover,
+        Self::Resize,
+        Self::Snapshot,
+        Self::DeleteSnapshot,
+    ];
 
-    /// Its path on the plugin's socket. The body is `{"Name":…}`, confirmed with `"ID"`.
+    /// Whether it destroys something, and therefore waits until the id confirms it.
+    pub fn is_confirmed(self) -> bool {
+        !matches!(self, Self::Resize | Self::Snapshot)
+    }
+
+    /// Its path on the plugin's socket. The body is `{"Name":…}` with its [`Arguments`].
     pub fn path(self) -> &'static str {
         match self {
             Self::Release => "/Operator.Release",
             Self::Format => "/Operator.Format",
             Self::AcceptUuid => "/Operator.AcceptUuid",
             Self::ProveFailover => "/Operator.ProveFailover",
+            Self::Resize => "/Operator.Resize",
+            Self::Snapshot => "/Operator.Snapshot",
+            Self::DeleteSnapshot => "/Operator.DeleteSnapshot",
         }
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::Operation;
+use super::{Arguments, Operation};
 use crate::shown::shown;
 
 /// Of every answer. Docker does not look at it; go-plugins-helpers and Podman send v1.1.
@@ -131,8 +131,8 @@ pub enum Action {
     Path,
     /// Facts about it.
     Get,
-    /// An operator's request; with the volume's id it is confirmed.
-    Operate(Operation, Option<String>),
+    /// An operator's request.
+    Operate(Operation, Arguments),
 }
 
 impl VolumeRequest {
@@ -167,10 +167,14 @@ impl VolumeRequest {
             VolumeCall::Unmount => Action::Unmount(member_text(&members, "ID")?),
             VolumeCall::Path => Action::Path,
             VolumeCall::Get => Action::Get,
-            VolumeCall::Operate(operation) => Action::Operate(
-                operation,
-                Some(member_text(&members, "ID")?).filter(|id| !id.is_empty()),
-            ),
+            VolumeCall::Operate(operation) => {
+                let said = |name| Ok::<_, String>(Some(member_text(&members, name)?));
+                let said = |name| Ok::<_, String>(said(name)?.filter(|text| !text.is_empty()));
+                Action::Operate(
+                    operation,
+                    Arguments { id: said("ID")?, size: said("Size")?, snapshot: said("Snapshot")? },
+                )
+            }
         };
         Ok(Self { name, action })
     }

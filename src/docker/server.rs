@@ -238,8 +238,8 @@ impl Server {
             }
             Action::Path => driver.path(&name).await.map(|path| protocol::path(path.as_deref())),
             Action::Get => driver.get(&caller, &name).await.map(|info| protocol::volume(&info)),
-            Action::Operate(operation, id) => {
-                driver.operate(&caller, operation, &name, id.as_deref()).await.map(Value::Object)
+            Action::Operate(operation, arguments) => {
+                driver.operate(&caller, operation, &name, &arguments).await.map(Value::Object)
             }
             Action::Mount(id) => {
                 let mountpoint = driver.mount(&caller, &name, &id).await?;

@@ -28,7 +28,9 @@ pub mod references;
 mod release;
 mod remove;
 mod renaming;
+mod resize;
 mod resolve;
+mod snapshot;
 mod unmount;
 
 use std::collections::{BTreeMap, HashMap};
@@ -46,7 +48,9 @@ pub use error::DriverError;
 pub use name::VolumeName;
 
 use crate::config::{DriverSettings, HostSettings};
-use crate::docker::{Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo};
+use crate::docker::{
+    Arguments, Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo,
+};
 use crate::host::attach::{Attacher, DeviceState};
 use crate::host::filesystem::mount::is_healthy;
 use crate::host::filesystem::mountinfo::{self, MountEntry};
@@ -336,15 +340,18 @@ impl VolumeDriver for Arc<Driver> {
         caller: &Caller,
         operation: Operation,
         name: &str,
-        confirmed: Option<&str>,
+        arguments: &Arguments,
     ) -> Result<Map<String, Value>, Failure> {
         let action = match operation {
             Operation::Release => "release",
             Operation::Format => "format",
             Operation::AcceptUuid => "accept the UUID of",
             Operation::ProveFailover => "try failover with",
+            Operation::Resize => "resize",
+            Operation::Snapshot => "take a snapshot of",
+            Operation::DeleteSnapshot => "delete a snapshot of",
         };
-        let done = Box::pin(self.operate_on(caller, operation, name, confirmed)).await;
+        let done = Box::pin(self.operate_on(caller, operation, name, arguments)).await;
         named(action, name, done)
     }
 }

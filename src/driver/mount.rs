@@ -134,7 +134,11 @@ impl Driver {
         Err(held_elsewhere(volume.as_ref(), &Takeover::NotAsked))
     }
 
-    async fn volume_of(&self, name: &VolumeName, id: Uuid) -> Result<Volume, DriverError> {
+    pub(super) async fn volume_of(
+        &self,
+        name: &VolumeName,
+        id: Uuid,
+    ) -> Result<Volume, DriverError> {
         self.cloud.volume(id).await.map_err(|error| match error.is_not_found() {
             true => DriverError::NotFound(name.to_string()),
             false => error.into(),
@@ -282,7 +286,8 @@ impl Driver {
         let mounted = mount::mount(exec, paths, &device, &filesystem, &at, &options).await?;
         if !settings.read_only && grow::is_needed(&device, &filesystem) {
             // The data is all there without it: worth a line, not a refusal.
-            if let Err(error) = grow::grow(exec, &device, &filesystem, &at).await {
+            let limit = grow::MOUNT_LIMIT;
+            if let Err(error) = grow::grow(exec, &device, filesystem.fs_type, &at, limit).await {
                 tracing::warn!(
                     volume = name.as_str(),
                     "the filesystem did not grow: {}",

@@ -1,8 +1,8 @@
 //! What the operator of this host can ask for: the ways out that errors name (release, format,
-//! accept-uuid), and prove-failover.
+//! accept-uuid), prove-failover, resize and snapshots.
 //!
-//! Each is asked twice: without the volume's id it says what it would do and changes nothing for
-//! good; with the id it does it.
+//! What destroys something is asked twice: without the volume's id it says what it would do and
+//! changes nothing for good; with the id it does it.
 
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -11,7 +11,7 @@ use super::attach::{Connected, Reserved};
 use super::metadata::{self, FormatState, MountSettings};
 use super::release::{DOUBTFUL_FOR, unchanged_for};
 use super::{Driver, DriverError, VolumeName};
-use crate::docker::{Caller, Operation};
+use crate::docker::{Arguments, Caller, Operation};
 use crate::error_chain::Chain;
 use crate::host::filesystem::probe::{self, BlankProof, Contents};
 use crate::openstack::{AttachFlow, Reservation, Volume, VolumeStatus};
@@ -19,6 +19,7 @@ use crate::openstack::{AttachFlow, Reservation, Volume, VolumeStatus};
 /// What a request is answered with.
 #[derive(Debug)]
 pub(super) struct Answer {
+    /// The id that confirms it: the volume's, or a snapshot's that is to be deleted.
     pub volume: Uuid,
     /// Sentences for the operator.
     pub says: Vec<String>,
@@ -42,11 +43,12 @@ impl Driver {
         caller: &Caller,
         operation: Operation,
         name: &str,
-        confirmed: Option<&str>,
+        arguments: &Arguments,
     ) -> Result<Map<String, Value>, DriverError> {
         let name = VolumeName::parse(name)?;
         let volume = self.find_known(&name).await?;
-        let confirmed = match confirmed {
+        let confirmed = match arguments.id.as_deref() {
+            _ if operation == Operation::DeleteSnapshot => false,
             None => false,
             Some(id) if Uuid::parse_str(id) == Ok(volume.id) => true,
             Some(_) => {
@@ -73,6 +75,17 @@ impl Driver {
             }
             Operation::ProveFailover => {
                 Box::pin(self.prove_failover(&name, &volume, confirmed)).await?
+            }
+            Operation::Resize => {
+                let size = arguments.size.as_deref();
+                Box::pin(self.resize_volume(&name, volume.id, size)).await?
+            }
+            Operation::Snapshot => {
+                let snapshot = arguments.snapshot.as_deref();
+                Box::pin(self.snapshot_volume(&name, volume.id, snapshot)).await?
+            }
+            Operation::DeleteSnapshot => {
+                Box::pin(self.delete_snapshot_of(&volume, arguments)).await?
             }
         };
         Ok(answer.into_json())

@@ -539,7 +539,7 @@ fn hints(hints: &mut BTreeMap<String, Vec<String>>, value: &str) -> Result<(), S
 }
 
 /// Cinder counts whole GiB; less, or a fraction, cannot be honoured.
-fn size(value: &str) -> Result<u64, String> {
+pub(super) fn size(value: &str) -> Result<u64, String> {
     let digits = value.len() - value.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = value.split_at(digits);
     let factor = match unit.to_ascii_lowercase().as_str() {
@@ -559,7 +559,7 @@ fn size(value: &str) -> Result<u64, String> {
 }
 
 /// Cinder's texts are at most 255 characters, and control characters have no place in any.
-fn text(value: &str) -> Result<String, String> {
+pub(super) fn text(value: &str) -> Result<String, String> {
     if value.is_empty() {
         Err("it is empty".to_owned())
     } else if value.chars().count() > 255 {

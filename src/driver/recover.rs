@@ -94,6 +94,13 @@ impl Driver {
         for (id, path, reason) in self.journal.unusable() {
             tracing::error!(volume_id = %id, path = %path.display(), reason, "left alone");
         }
+        // Somebody waits for each of these.
+        for entry in self.journal.all().into_iter().filter(|entry| entry.frozen.is_some()) {
+            let Some(_guard) = self.volumes.try_lock(&entry.volume_id) else { continue };
+            if let Err(error) = self.thaw_what_was_left(&entry).await {
+                tracing::error!(volume = entry.shown_name(), "still frozen: {}", Chain(&error));
+            }
+        }
         for entry in self.journal.all() {
             // An operation that has the volume already settles for itself.
             let Some(_guard) = self.volumes.try_lock(&entry.volume_id) else { continue };

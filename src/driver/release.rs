@@ -41,6 +41,8 @@ impl Driver {
         if !entry.has_liabilities() {
             return Ok(outcome);
         }
+        // An unmount does not end a freeze: the device would stay claimed for ever.
+        self.thaw_what_was_left(&entry).await?;
         let observed = self.observe_here(&entry).await?;
         if let Some(record) = &entry.mount
             && !matches!(observed.mount, MountState::None | MountState::Gone)
@@ -114,12 +116,17 @@ impl Driver {
                 self.journal.update_regardless(id, |entry| entry.device = None).await?;
             }
             (Step::GiveBack, .., Some(attachment)) => {
-                match self.give_back(id, attachment, just_reserved).await {
+                let given_back = match self.until_extended(entry).await {
+                    Ok(()) => self.give_back(id, attachment, just_reserved).await,
+                    Err(error) => Err(error),
+                };
+                match given_back {
                     Ok(()) => {
                         let unanswered = unanswered(attachment);
                         self.journal
                             .update_regardless(id, |entry| {
                                 entry.attachment = None;
+                                entry.resizing = None;
                                 // The same one again is not waited for anew.
                                 let known = entry.unanswered.take();
                                 let is_known = known.as_ref().map(|known| &known.attachment)
@@ -158,6 +165,23 @@ impl Driver {
             mount: self.mount_state(entry).await?,
             used: false,
         })
+    }
+
+    /// Cinder makes a volume in-use again when it has extended one that was, whether or not somebody
+    /// still has it by then.
+    async fn until_extended(&self, entry: &Entry) -> Result<(), DriverError> {
+        if entry.resizing.is_none() {
+            return Ok(());
+        }
+        let id = entry.volume_id;
+        match self.volume_if_any(id).await? {
+            Some(volume) if volume.status == VolumeStatus::Extending => {
+                Err(DriverError::NotYet(format!(
+                    "Cinder is still extending volume {id}; it is given back once that is done"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn give_back(

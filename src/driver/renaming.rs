@@ -152,7 +152,7 @@ impl Driver {
         let end = Instant::now() + SNAPSHOT_PATIENCE;
         let mut pace = Pace::new();
         loop {
-            let snapshot = self.cloud.snapshot(&made.id).await?;
+            let snapshot = self.cloud.snapshot_by_id(&made.id).await?;
             match snapshot.status.as_str() {
                 "available" => return Ok(()),
                 "creating" if Instant::now() < end => pace.next().await,

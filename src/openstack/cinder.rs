@@ -28,6 +28,8 @@ const MESSAGES: Microversion = (3, 3);
 const CREATE_FROM_BACKUP: Microversion = (3, 47);
 /// Messages can be filtered and sorted from here on.
 const MESSAGE_FILTERS: Microversion = (3, 5);
+/// A volume in use can be extended from here on.
+const EXTEND_IN_USE: Microversion = (3, 42);
 
 /// A project in a cloud: credentials, token, catalog and connection pool. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -174,6 +176,34 @@ impl Cloud {
         Ok(())
     }
 
+    /// Whether this cloud extends volumes while they are in use (3.42); its highest microversion.
+    pub async fn extends_in_use(&self) -> Result<(bool, Option<(u32, u32)>), CloudError> {
+        let highest = self.max_microversion().await?;
+        Ok((highest.is_some_and(|highest| highest >= EXTEND_IN_USE), highest))
+    }
+
+    /// Begins to make a volume larger (os-extend): `size` GiB. Success means that it is `extending`,
+    /// no more. Without `in_use` only an available volume is taken, whoever is faster.
+    ///
+    /// The answer may be lost: whether it happened, the volume shows.
+    pub async fn extend_volume(&self, id: Uuid, size: u64, in_use: bool) -> Result<(), CloudError> {
+        let call = Call {
+            microversion: in_use.then_some(EXTEND_IN_USE),
+            ..Call::effect(
+                Method::POST,
+                format!("extend volume {id}"),
+                format!("/volumes/{id}/action"),
+                Some(json!({ "os-extend": { "new_size": size } })),
+                &[202],
+            )
+        };
+        let answer = self.send(&call).await?;
+        match answer.is_empty() {
+            true => Ok(()),
+            false => Err(answer.unexpected(&call, "a body where Cinder sends none")),
+        }
+    }
+
     /// Sets these metadata keys, keeps the others (`POST /volumes/ID/metadata`). Idempotent, so it
     /// is repeated when ambiguous.
     pub async fn set_metadata(
@@ -211,52 +241,6 @@ impl Cloud {
             )
         };
         self.one_volume(&call, |volume| volume.id == id && volume.name == name).await
-    }
-
-    /// Every snapshot of a volume, or of the project.
-    pub async fn snapshots(&self, volume: Option<Uuid>) -> Result<Vec<Snapshot>, CloudError> {
-        let id = volume.map(|id| id.to_string());
-        let (what, query) = match &id {
-            Some(id) => (format!("list the snapshots of volume {id}"), query(&[("volume_id", id)])),
-            None => ("list the snapshots".to_owned(), query(&[("limit", PAGE)])),
-        };
-        let path = "/snapshots/detail";
-        let rows = self.rows(Service::BlockStorage, &what, path, "snapshots", query, None).await?;
-        let all = rows.iter().filter_map(Snapshot::read);
-        // Cinder may ignore the filter.
-        Ok(all.filter(|one| id.as_ref().is_none_or(|id| one.volume_id == *id)).collect())
-    }
-
-    /// `POST /snapshots`, by force where the volume is `in_use`. Success means that the snapshot is
-    /// being made. Ambiguous answers are the caller's to resolve (by nonce in the metadata).
-    pub async fn create_snapshot(
-        &self,
-        volume: Uuid,
-        name: &str,
-        metadata: &BTreeMap<String, String>,
-        in_use: bool,
-    ) -> Result<Snapshot, CloudError> {
-        let mut body = json!({ "volume_id": volume, "name": name, "metadata": metadata });
-        if in_use {
-            // At the oldest microversion: from 3.66 on it may not be said any more.
-            body["force"] = true.into();
-        }
-        let call = Call {
-            // It is about the volume that the body names.
-            missing_is_an_answer: false,
-            ..Call::effect(
-                Method::POST,
-                format!("take a snapshot of volume {volume}"),
-                "/snapshots",
-                Some(json!({ "snapshot": body })),
-                &[200, 202],
-            )
-        };
-        let answer = self.send(&call).await?;
-        let body: Value = answer.json(&call)?;
-        Snapshot::read(&body["snapshot"])
-            .filter(|made| made.volume_id == volume.to_string() && made.name == name)
-            .ok_or_else(|| answer.unexpected(&call, "its answer is about another snapshot"))
     }
 
     /// A backup by id or by exact name. Several of one name: an error that lists the ids.
@@ -355,6 +339,72 @@ impl Cloud {
         the_only_one("snapshot", name_or_id, named.collect(), |snapshot| &snapshot.id)
     }
 
+    /// Every snapshot of a volume, or of the project.
+    pub async fn snapshots(&self, volume: Option<Uuid>) -> Result<Vec<Snapshot>, CloudError> {
+        let id = volume.map(|id| id.to_string());
+        let (what, query) = match &id {
+            Some(id) => (format!("list the snapshots of volume {id}"), query(&[("volume_id", id)])),
+            None => ("list the snapshots".to_owned(), query(&[("limit", PAGE)])),
+        };
+        let path = "/snapshots/detail";
+        let rows = self.rows(Service::BlockStorage, &what, path, "snapshots", query, None).await?;
+        let all = rows.iter().filter_map(Snapshot::read);
+        // Cinder may ignore the filter.
+        Ok(all.filter(|one| id.as_ref().is_none_or(|id| one.volume_id == *id)).collect())
+    }
+
+    /// One snapshot by its id. A 404 is [`super::CloudErrorKind::NotFound`].
+    pub async fn snapshot_by_id(&self, id: &str) -> Result<Snapshot, CloudError> {
+        let what = format!("read snapshot {id}");
+        let call = Call::read(Service::BlockStorage, what, format!("/snapshots/{id}"));
+        let answer = self.send(&call).await?;
+        let body: Value = answer.json(&call)?;
+        Snapshot::read(&body["snapshot"])
+            .filter(|snapshot| snapshot.id == id)
+            .ok_or_else(|| answer.unexpected(&call, "its answer is about another snapshot"))
+    }
+
+    /// `POST /snapshots`, by force where the volume is `in_use`. Success means that the snapshot is
+    /// being made. Ambiguous answers are the caller's to resolve (by nonce in the metadata).
+    pub async fn create_snapshot(
+        &self,
+        volume: Uuid,
+        name: &str,
+        metadata: &BTreeMap<String, String>,
+        in_use: bool,
+    ) -> Result<Snapshot, CloudError> {
+        let mut body = json!({ "volume_id": volume, "name": name, "metadata": metadata });
+        if in_use {
+            // At the oldest microversion: from 3.66 on it may not be said any more.
+            body["force"] = true.into();
+        }
+        let call = Call {
+            // It is about the volume that the body names.
+            missing_is_an_answer: false,
+            ..Call::effect(
+                Method::POST,
+                format!("take a snapshot of volume {volume}"),
+                "/snapshots",
+                Some(json!({ "snapshot": body })),
+                &[200, 202],
+            )
+        };
+        let answer = self.send(&call).await?;
+        let body: Value = answer.json(&call)?;
+        Snapshot::read(&body["snapshot"])
+            .filter(|made| made.volume_id == volume.to_string() && made.name == name)
+            .ok_or_else(|| answer.unexpected(&call, "its answer is about another snapshot"))
+    }
+
+    /// `DELETE /snapshots/ID`. Success means that it is being deleted; a 404 is
+    /// [`super::CloudErrorKind::NotFound`].
+    pub async fn delete_snapshot(&self, id: &str) -> Result<(), CloudError> {
+        let what = format!("delete snapshot {id}");
+        let path = format!("/snapshots/{id}");
+        self.send(&Call::effect(Method::DELETE, what, path, None, &[202, 204])).await?;
+        Ok(())
+    }
+
     /// Id of an image given by id or exact name (Glance from the catalog; an id is taken as such).
     pub async fn image_id(&self, name_or_id: &str) -> Result<String, CloudError> {
         if Uuid::parse_str(name_or_id).is_ok() {
@@ -368,7 +418,8 @@ impl Cloud {
         the_only_one("image", name_or_id, ids, |id| id)
     }
 
-    /// Cinder's user messages about a volume, newest first (3.3); empty where there are none.
+    /// Cinder's user messages about a volume or snapshot, newest first (3.3); empty where there are
+    /// none.
     pub async fn messages(&self, volume_id: Uuid) -> Result<Vec<String>, CloudError> {
         let Some(highest) = self.max_microversion().await?.filter(|highest| *highest >= MESSAGES)
         else {

@@ -81,6 +81,8 @@ pub enum VolumeStatus {
     ErrorRestoring,
     /// `error_deleting`.
     ErrorDeleting,
+    /// `error_extending`.
+    ErrorExtending,
     /// Any other, by name.
     Other(String),
 }
@@ -113,6 +115,10 @@ pub struct Snapshot {
     pub size: u64,
     /// Status as Cinder says it.
     pub status: String,
+    /// Cinder's time stamp (UTC, no zone).
+    pub created_at: String,
+    /// Metadata.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// One page of a listing.
@@ -250,6 +256,7 @@ impl VolumeStatus {
             "error" => Self::Error,
             "error_restoring" => Self::ErrorRestoring,
             "error_deleting" => Self::ErrorDeleting,
+            "error_extending" => Self::ErrorExtending,
             "" => Self::Other("unknown".to_owned()),
             other => Self::Other(shown(other)),
         }
@@ -271,6 +278,7 @@ impl VolumeStatus {
             Self::Error => "error",
             Self::ErrorRestoring => "error_restoring",
             Self::ErrorDeleting => "error_deleting",
+            Self::ErrorExtending => "error_extending",
             Self::Other(name) => name,
         }
     }
@@ -299,11 +307,18 @@ impl AttachmentInfo {
 impl Snapshot {
     pub(super) fn read(row: &Value) -> Option<Self> {
         Some(Self {
-            id: text(&row["id"])?,
+            id: id(&row["id"])?,
             name: text(&row["name"]).unwrap_or_default(),
             volume_id: text(&row["volume_id"]).unwrap_or_default(),
             size: number(&row["size"]),
             status: text(&row["status"]).unwrap_or_default(),
+            created_at: text(&row["created_at"]).unwrap_or_default(),
+            metadata: row["metadata"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(key, value)| (key.clone(), text(value).unwrap_or_default()))
+                .collect(),
         })
     }
 }
@@ -502,6 +517,7 @@ mod tests {
             "extending",
             "error",
             "error_deleting",
+            "error_extending",
             "maintenance",
         ] {
             assert_eq!(VolumeStatus::named(name).to_string(), name);

@@ -135,6 +135,13 @@ pub enum Action {
     FailCreate(String),
     /// `delete-volume`: the volume goes to `error_deleting`.
     FailDelete,
+    /// `os-extend`: the back end fails, and the volume goes to `error_extending`.
+    FailExtend,
+    /// `os-extend`: the scheduler finds no back end that can do it, and the volume goes back to what it
+    /// was.
+    RefuseExtend,
+    /// `create-snapshot`: the snapshot goes to `error`.
+    FailSnapshot,
     /// `create-volume`, `delete-volume`, `os-detach`: the volume stays `creating`, `deleting`,
     /// `detaching` for good.
     Stuck,
@@ -219,6 +226,9 @@ pub(super) enum Instead {
 pub(super) struct Effects {
     pub(super) fail_create: Option<String>,
     pub(super) fail_delete: bool,
+    pub(super) fail_extend: bool,
+    pub(super) refuse_extend: bool,
+    pub(super) fail_snapshot: bool,
     pub(super) stuck: bool,
 }
 
@@ -349,6 +359,9 @@ impl Plan {
             Action::RevokeTokens => self.revoke_tokens = true,
             Action::FailCreate(reason) => self.effects.fail_create = Some(reason),
             Action::FailDelete => self.effects.fail_delete = true,
+            Action::FailExtend => self.effects.fail_extend = true,
+            Action::RefuseExtend => self.effects.refuse_extend = true,
+            Action::FailSnapshot => self.effects.fail_snapshot = true,
             Action::Stuck => self.effects.stuck = true,
         }
     }

@@ -62,6 +62,8 @@ pub struct Behaviour {
     pub creating_ms: u64,
     /// How long a deleted volume is still seen `deleting`, in milliseconds.
     pub deleting_ms: u64,
+    /// How long a volume stays `extending`, in milliseconds.
+    pub extending_ms: u64,
     /// How long a token lives, in seconds.
     pub token_seconds: u32,
     /// Of each project.
@@ -82,6 +84,7 @@ impl Default for Behaviour {
             cuts_off: false,
             creating_ms: 20,
             deleting_ms: 20,
+            extending_ms: 20,
             token_seconds: 24 * 3600,
             quotas: Quotas::default(),
             max_limit: 1000,

@@ -44,11 +44,25 @@ pub enum Operation {
     /// Of one of two containers.
     UnmountFirst,
     Remove,
+    /// Of a volume that nobody has.
+    ResizeFree,
+    /// Of a volume that a container uses.
+    ResizeMounted,
+    /// Of a volume that a container uses: its filesystem is frozen meanwhile.
+    Snapshot,
 }
 
 impl Operation {
     pub fn is_mount(self) -> bool {
-        !matches!(self, Self::Create | Self::Unmount | Self::UnmountFirst | Self::Remove)
+        !matches!(
+            self,
+            Self::Create | Self::Unmount | Self::UnmountFirst | Self::Remove | Self::ResizeFree
+        )
+    }
+
+    /// Whether the volume has 2 GiB afterwards.
+    fn grows(self) -> bool {
+        matches!(self, Self::MountExtended | Self::ResizeFree | Self::ResizeMounted)
     }
 
     /// Whether the volume has [`BYTES`] before the fault.
@@ -251,7 +265,11 @@ impl Bench {
 
     /// As dockerd: a connection that breaks is an error like any other.
     async fn call(&self, call: &str, body: Value) -> Result<(), String> {
-        let answer = self.node.try_call(&format!("/VolumeDriver.{call}"), &body.to_string()).await;
+        let path = match call.starts_with('/') {
+            true => call.to_owned(),
+            false => format!("/VolumeDriver.{call}"),
+        };
+        let answer = self.node.try_call(&path, &body.to_string()).await;
         match answer {
             Ok((200, _)) => Ok(()),
             Ok((_, answer)) => Err(answer["Err"].as_str().unwrap().to_owned()),
@@ -352,7 +370,7 @@ impl Bench {
     /// Whether all cases of an operation have one volume, which each leaves as it was: making one
     /// takes longest where volumes come by iSCSI.
     fn is_shared(&self, operation: Operation) -> bool {
-        let keeps = operation.has_bytes() && operation != Operation::MountExtended;
+        let keeps = operation.has_bytes() && !operation.grows() && operation != Operation::Snapshot;
         keeps && self.initiator.is_some()
     }
 
@@ -372,7 +390,7 @@ impl Bench {
                 return;
             }
             // xfs grows without a capability that test machines may lack.
-            Operation::MountExtended => node.create(name, json!({ "fs": "xfs" })).await.unwrap(),
+            _ if operation.grows() => node.create(name, json!({ "fs": "xfs" })).await.unwrap(),
             _ => node.create(name, json!({})).await.unwrap(),
         }
         if !operation.has_bytes() {
@@ -391,7 +409,9 @@ impl Bench {
                 self.cloud.until(name, "available").await;
             }
             Operation::MountSecond => drop(node.mount(name, "first").await.unwrap()),
-            Operation::Unmount => drop(node.mount(name, "c").await.unwrap()),
+            Operation::Unmount | Operation::ResizeMounted | Operation::Snapshot => {
+                drop(node.mount(name, "c").await.unwrap());
+            }
             Operation::UnmountFirst => {
                 node.mount(name, "c").await.unwrap();
                 node.mount(name, "first").await.unwrap();
@@ -432,6 +452,13 @@ impl Bench {
                 self.node.mount(name, "c").await.unwrap();
             }
             _ if first.is_ok() => {}
+            // The first may have taken it all the same.
+            Operation::Snapshot => {
+                let (call, body) = request(operation, name);
+                if let Err(error) = self.call(call, body).await {
+                    assert!(error.contains("has a snapshot \"snap\" already"), "{error}");
+                }
+            }
             _ => {
                 let (call, body) = request(operation, name);
                 let (again, doubt) = self.settled_call(call, &body, name).await;
@@ -458,14 +485,30 @@ impl Bench {
         let volume = self.cloud.volume(name).await;
         assert_eq!(volume["status"], "in-use");
         assert_eq!(volume["attachments"].as_array().unwrap().len(), 1, "{volume}");
+        self.assert_thawed(&at).await;
         let content = at.join("volume_content");
         if operation.has_bytes() {
             assert_eq!(fs::read_to_string(content.join("bytes")).unwrap(), BYTES);
         }
         fs::write(content.join("more"), "written after it").unwrap();
-        if operation == Operation::MountExtended {
+        if operation.grows() {
             assert!(self.has_grown(name), "the filesystem is smaller than its volume");
         }
+    }
+
+    /// Asserts that nothing has to wait that writes to it, and that the journal knows it.
+    async fn assert_thawed(&self, at: &Path) {
+        let end = Instant::now() + Duration::from_secs(20);
+        let state = self.node.state_dir().join("volumes");
+        let is_marked = |name: String| {
+            fs::read_to_string(state.join(name)).is_ok_and(|text| text.contains("\"frozen\""))
+        };
+        while self.journaled("volumes").into_iter().any(is_marked) {
+            assert!(Instant::now() < end, "it stays frozen\n{}", self.node.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let thawed = std::process::Command::new("fsfreeze").arg("-u").arg(at).output().unwrap();
+        assert!(!thawed.status.success(), "it was frozen\n{}", self.node.log());
     }
 
     /// Whether the filesystem has most of 2 GiB.
@@ -545,6 +588,25 @@ impl Bench {
     }
 
     async fn discard(&self, name: &str) {
+        if name.starts_with("snapshot") {
+            let of = self.cloud.volume(name).await["id"].as_str().unwrap().to_owned();
+            let path = format!("/snapshots/detail?volume_id={of}");
+            let gone = async {
+                loop {
+                    let found = self.cloud.cinder("GET", &path, Value::Null).await;
+                    let found = found["snapshots"].as_array().unwrap().clone();
+                    if found.is_empty() {
+                        break;
+                    }
+                    for one in found {
+                        let path = format!("/snapshots/{}", one["id"].as_str().unwrap());
+                        self.cloud.cinder("DELETE", &path, Value::Null).await;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+        }
         for volume in self.cloud.volumes().await {
             if volume["name"] == name {
                 let path = format!("/volumes/{}", volume["id"].as_str().unwrap());
@@ -628,6 +690,11 @@ impl Bench {
                 "error, then done"
             }
         };
+        if operation == Operation::ResizeFree {
+            self.node.mount(&name, "c").await.unwrap();
+            self.assert_mounted(operation, &name).await;
+            self.node.unmount(&name, "c").await.unwrap();
+        }
         if operation.is_mount() || operation == Operation::UnmountFirst {
             self.assert_mounted(operation, &name).await;
             if operation.is_mount() {
@@ -669,6 +736,10 @@ fn request(operation: Operation, name: &str) -> (&'static str, Value) {
         Operation::Unmount | Operation::UnmountFirst => {
             ("Unmount", json!({ "Name": name, "ID": "c" }))
         }
+        Operation::ResizeFree | Operation::ResizeMounted => {
+            ("/Operator.Resize", json!({ "Name": name, "Size": "2" }))
+        }
+        Operation::Snapshot => ("/Operator.Snapshot", json!({ "Name": name, "Snapshot": "snap" })),
         _ => ("Mount", json!({ "Name": name, "ID": "c" })),
     }
 }

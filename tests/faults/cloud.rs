@@ -68,3 +68,18 @@ async fn mounting_a_formatted_volume_by_the_actions_flow() {
 async fn unmounting_by_the_actions_flow() {
     every_case(Operation::Unmount, flow(true), &faults()).await;
 }
+
+#[tokio::test]
+async fn resizing_a_free_volume() {
+    every_case(Operation::ResizeFree, flow(false), &faults()).await;
+}
+
+#[tokio::test]
+async fn resizing_a_mounted_volume() {
+    every_case(Operation::ResizeMounted, flow(false), &faults()).await;
+}
+
+#[tokio::test]
+async fn taking_a_snapshot_of_a_mounted_volume() {
+    every_case(Operation::Snapshot, flow(false), &faults()).await;
+}

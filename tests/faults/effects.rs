@@ -71,3 +71,23 @@ async fn mounting_a_formatted_volume_by_the_actions_flow() {
 async fn unmounting_by_the_actions_flow() {
     every_case(Operation::Unmount, flow(true), &FAULTS).await;
 }
+
+#[tokio::test]
+async fn resizing_a_free_volume() {
+    every_case(Operation::ResizeFree, flow(false), &FAULTS).await;
+}
+
+#[tokio::test]
+async fn resizing_a_mounted_volume() {
+    every_case(Operation::ResizeMounted, flow(false), &FAULTS).await;
+}
+
+#[tokio::test]
+async fn taking_a_snapshot_of_a_mounted_volume() {
+    every_case(Operation::Snapshot, flow(false), &FAULTS).await;
+}
+
+#[tokio::test]
+async fn resizing_a_mounted_volume_by_the_actions_flow() {
+    every_case(Operation::ResizeMounted, flow(true), &FAULTS).await;
+}

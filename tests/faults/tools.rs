@@ -45,6 +45,11 @@ async fn unmounting() {
     every_case(Operation::Unmount, flow(false), &FAULTS).await;
 }
 
+#[tokio::test]
+async fn resizing_a_mounted_volume() {
+    every_case(Operation::ResizeMounted, flow(false), &FAULTS).await;
+}
+
 /// mkfs writes copies of the superblock before the first one, and half-made ones before whole ones:
 /// whatever it leaves is known for ours by the UUID that it was given.
 #[tokio::test]

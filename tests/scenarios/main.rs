@@ -22,6 +22,7 @@ mod rig;
 
 mod engines;
 mod failover;
+mod growing;
 mod initiator;
 mod install;
 mod many;

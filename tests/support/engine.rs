@@ -311,6 +311,17 @@ impl Machine {
         }
     }
 
+    /// What the driver's own program prints on this machine, which must go well.
+    pub async fn driver(&self, words: &str) -> String {
+        // As the plugin, it may ask the cloud.
+        let line = format!("'{}' --config $DIR/config.json {words}", binary().display());
+        let mut command = self.command(false, &line);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words}: {errors}\n{}", self.logs());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// What the journal says is held here, or to be undone: JSON.
     pub async fn liabilities(&self) -> String {
         self.sh(&format!(

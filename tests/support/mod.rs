@@ -236,7 +236,8 @@ pub struct Node {
 
 /// How long dockerd waits for an answer; nothing is repeated after that.
 fn patience_of_docker(path: &str) -> Duration {
-    let long = ["/VolumeDriver.Create", "/VolumeDriver.Mount"].contains(&path);
+    let long = ["/VolumeDriver.Create", "/VolumeDriver.Mount"].contains(&path)
+        || path.starts_with("/Operator.");
     Duration::from_secs(if long { 120 } else { 60 })
 }
 

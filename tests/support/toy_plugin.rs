@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cinder_docker_driver::docker::server::{Limits, serve};
 use cinder_docker_driver::docker::{
-    Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo, socket,
+    Arguments, Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo, socket,
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -134,8 +134,9 @@ impl VolumeDriver for Toy {
         _: &Caller,
         operation: Operation,
         name: &str,
-        confirmed: Option<&str>,
+        arguments: &Arguments,
     ) -> Result<Map<String, Value>, Failure> {
+        let confirmed = arguments.id.as_deref();
         self.say(format!("{operation:?} {name:?} {confirmed:?}"));
         self.behave(name).await?;
         Ok(Map::from_iter([("Done".to_owned(), json!(confirmed.is_some()))]))

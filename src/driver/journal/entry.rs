@@ -51,6 +51,14 @@ pub struct Entry {
     /// An attachment that was taken from us, and the filesystem stopped therefore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken: Option<String>,
+    /// Cinder may be extending it to this many GiB while it is mounted here: until that is over its
+    /// attachment is not given back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resizing: Option<u64>,
+    /// The mounted filesystem may be frozen for a snapshot, since so many seconds after 1970. Nothing
+    /// ends that by itself: it is thawed at the next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<u64>,
 }
 
 /// What Cinder last said of a volume.
@@ -187,6 +195,8 @@ impl Entry {
             boot_id: String::new(),
             last_error: None,
             taken: None,
+            resizing: None,
+            frozen: None,
         }
     }
 

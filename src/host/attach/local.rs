@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Device, DeviceState, block};
 use crate::connection_info::ConnectionInfo;
+use crate::effects::{self, Kind};
 use crate::host::filesystem::block_device::{Access, BlockDevice};
 use crate::host::filesystem::blocking;
 use crate::host::filesystem::mountinfo::{self, DeviceNumber};
@@ -24,6 +26,8 @@ const OPEN_LIMIT: Duration = Duration::from_secs(30);
 const PATH_LIMIT: usize = 200;
 /// Writing out what is cached.
 const FLUSH_LIMIT: Duration = Duration::from_secs(40);
+/// Of loop devices, by the kernel's `Documentation/admin-guide/devices.txt`.
+const LOOP_MAJOR: u32 = 7;
 
 /// A device that is simply there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +100,34 @@ pub async fn connect(
 pub async fn find(paths: &Paths, record: &LocalRecord) -> Result<Option<Device>, HostError> {
     if record.taken { look(paths, record).await } else { Ok(None) }
 }
+
+/// Has the kernel look at the device's size again, and answers the device. Only a loop device does
+/// not notice by itself that what is below it has grown.
+pub async fn rescan(paths: &Paths, record: &LocalRecord) -> Result<Option<Device>, HostError> {
+    let Some(device) = find(paths, record).await? else { return Ok(None) };
+    if device.number.major != LOOP_MAJOR {
+        return Ok(Some(device));
+    }
+    let path = device.path.clone();
+    let what = format!("reading the size of {}", path.display());
+    let shown = format!("set capacity {}", path.display());
+    let work = blocking(what, OPEN_LIMIT, move || {
+        let open = fs::File::open(&path).map_err(|e| HostError::io("open", &path, e))?;
+        #[expect(unsafe_code, reason = "nix has no safe wrapper for this ioctl")]
+        // SAFETY: the descriptor is open, and the call takes no argument.
+        unsafe { loop_set_capacity(open.as_raw_fd()) }
+            .map(drop)
+            .map_err(|e| HostError::io("read the size of", &path, e.into()))
+    });
+    effects::run(Kind::Kernel, || shown, work).await?;
+    find(paths, record).await
+}
+
+nix::ioctl_none_bad!(
+    /// `LOOP_SET_CAPACITY` of linux/loop.h.
+    loop_set_capacity,
+    0x4C07
+);
 
 async fn look(paths: &Paths, record: &LocalRecord) -> Result<Option<Device>, HostError> {
     let Some(path) = resolve(paths, &record.device_path)? else { return Ok(None) };

@@ -168,7 +168,7 @@ impl Attacher {
     /// it is then.
     pub async fn rescan(&self, record: &DeviceRecord) -> Result<Option<Device>, HostError> {
         match record {
-            DeviceRecord::Local(record) => local::find(&self.paths, record).await,
+            DeviceRecord::Local(record) => local::rescan(&self.paths, record).await,
             DeviceRecord::Iscsi(record) => self.iscsi().rescan(record).await,
         }
     }

@@ -6,6 +6,7 @@
 pub mod block_device;
 pub mod directory;
 pub mod format;
+pub mod freeze;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 pub mod grow;

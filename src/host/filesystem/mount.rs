@@ -115,6 +115,7 @@ pub async fn mount(
             });
         }
     }
+    refuse_btrfs_copy(paths, device, fs).await?;
     let created = prepare(at)?;
     let mounted = mount_verified(exec, paths, device, fs, at, options).await;
     if mounted.is_err() {
@@ -135,7 +136,7 @@ async fn mount_verified(
     let mut result = exec.run(&mount_command(device, fs, at, &words)).await;
     if matches!(result, Err(ExecError::Failed { .. }))
         && fs.fs_type == FsType::Xfs
-        && mounted_original(paths, device, fs).await?
+        && mounted_original(paths, device, fs).await?.is_some()
     {
         words.push("nouuid".to_owned());
         result = exec.run(&mount_command(device, fs, at, &words)).await;
@@ -228,15 +229,41 @@ fn words(fs: &Filesystem, options: &MountOptions) -> Vec<String> {
     own.iter().map(|word| (*word).to_owned()).chain(options.extra.iter().cloned()).collect()
 }
 
-/// Whether an XFS with this UUID is mounted from another volume: then this one is its copy (a clone,
-/// a snapshot) and XFS wants `nouuid`. The *same* volume under a second device name is refused:
-/// mounted twice it would be destroyed.
+/// Btrfs finds the devices of a filesystem by its UUID. A kernel before 6.7 takes a copy beside its
+/// original for the same device that has moved, and may mount the original in its place; later ones
+/// mount both, and would mount one volume twice just as well.
+async fn refuse_btrfs_copy(
+    paths: &Paths,
+    device: &Device,
+    fs: &Filesystem,
+) -> Result<(), HostError> {
+    if fs.fs_type != FsType::Btrfs {
+        return Ok(());
+    }
+    match mounted_original(paths, device, fs).await? {
+        None => Ok(()),
+        Some(_) if paths.sys.join("fs/btrfs/features/temp_fsid").exists() => Ok(()),
+        Some(original) => Err(HostError::Refused {
+            what: format!(
+                "the btrfs {} is mounted at {} already, from the volume that this one is a copy of, \
+                 and this kernel (before 6.7) cannot have both: stop the containers that use that \
+                 one, or use this one on another host",
+                fs.uuid,
+                original.mount_point.display()
+            ),
+        }),
+    }
+}
+
+/// Where a filesystem with this type and UUID is mounted from another volume: then this one is its
+/// copy (a clone, a snapshot), and XFS wants `nouuid`. The *same* volume under a second device name
+/// is refused: mounted twice it would be destroyed.
 async fn mounted_original(
     paths: &Paths,
     device: &Device,
     fs: &Filesystem,
-) -> Result<bool, HostError> {
-    for entry in mounts(paths)?.into_iter().filter(|entry| entry.fs_type == "xfs") {
+) -> Result<Option<MountEntry>, HostError> {
+    for entry in mounts(paths)?.into_iter().filter(|entry| entry.fs_type == fs.mount_type) {
         let Some(number) = entry.block_device().filter(|number| *number != device.number) else {
             continue;
         };
@@ -254,12 +281,13 @@ async fn mounted_original(
                 .find_map(|file| std::fs::read_to_string(block.join(file)).ok())
         };
         return match (identity(device.number), identity(number)) {
-            (Some(ours), Some(theirs)) if ours != theirs => Ok(true),
+            (Some(ours), Some(theirs)) if ours != theirs => Ok(Some(entry)),
             _ => Err(HostError::Refused {
                 what: format!(
-                    "the XFS {} is already mounted at {} from {}, which may be the same volume; if \
-                     this is a copy of it, unmount that one and give the copy a UUID of its own \
-                     with xfs_admin -U generate {}",
+                    "the {} {} is already mounted at {} from {}, which may be the same volume; if \
+                     this ({}) is a copy of it, stop what uses that one, or use the copy on another \
+                     host",
+                    fs.mount_type,
                     fs.uuid,
                     entry.mount_point.display(),
                     entry.source,
@@ -268,7 +296,7 @@ async fn mounted_original(
             }),
         };
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn mounts(paths: &Paths) -> Result<Vec<MountEntry>, HostError> {

@@ -8,9 +8,10 @@ use uuid::Uuid;
 use super::connections::{self, Failure};
 use super::{Context, create, volume_mut};
 use crate::sandbox::clock;
+use crate::sandbox::cloud::pause;
 use crate::sandbox::http::{ApiError, Reply, required};
 use crate::sandbox::options::Nova;
-use crate::sandbox::state::{Attachment, State};
+use crate::sandbox::state::{Attachment, Message, State};
 
 pub(super) async fn act(context: &Context<'_>, id: &str, action: &str) -> Result<Reply, ApiError> {
     let mut body = context.request.json()?;
@@ -395,27 +396,64 @@ fn extend(context: &Context<'_>, id: &str, arguments: &Value) -> Result<Reply, A
     Ok(Reply::empty(202))
 }
 
+/// What Cinder's scheduler and back end do with a volume that is `extending`. Nobody looks then
+/// whether the volume still has the attachments that it had: it becomes what it was before.
 fn finish_extend(context: &Context<'_>, id: Uuid, size: u64) {
     let task = Arc::clone(context.cloud);
+    let (effects, pause_ms) = (context.effects.clone(), context.behaviour.extending_ms);
     context.cloud.spawn(async move {
-        let grown = task.blocking(move |storage| storage.extend(id, size)).await;
+        pause(pause_ms).await;
+        if effects.stuck {
+            return;
+        }
+        let grown = match (effects.refuse_extend, effects.fail_extend) {
+            (true, _) => Err(REFUSED_EXTEND),
+            (_, true) => Err(FAILED_EXTEND),
+            _ => {
+                let grown = task.blocking(move |storage| storage.extend(id, size)).await;
+                grown.map_err(|error| {
+                    tracing::error!(%id, %error, "the sandbox cannot grow a volume");
+                    FAILED_EXTEND
+                })
+            }
+        };
         task.store.change(|state| {
             let Some(volume) = state.volumes.get_mut(&id) else { return };
+            let before = volume.previous_status.take();
             match grown {
-                Ok(()) => {
-                    volume.size = size;
-                    let before = volume.previous_status.take();
-                    volume.set_status(before.as_deref().unwrap_or("available"));
-                }
-                Err(error) => {
-                    tracing::error!(%id, %error, "the sandbox cannot grow a volume");
-                    volume.set_status("error_extending");
+                Ok(()) => volume.size = size,
+                Err((event, reason)) => {
+                    let message = Message {
+                        id: Uuid::new_v4(),
+                        project_id: volume.project_id.clone(),
+                        resource_uuid: id,
+                        event_id: event.to_owned(),
+                        user_message: format!("extend volume:{reason}"),
+                        request_id: format!("req-{}", Uuid::new_v4()),
+                        created: clock::now(),
+                    };
+                    state.messages.push(message);
                 }
             }
+            let failed = grown == Err(FAILED_EXTEND);
+            let status =
+                if failed { "error_extending" } else { before.as_deref().unwrap_or("available") };
+            volume.set_status(status);
         });
         task.save_or_log().await;
     });
 }
+
+/// Event and reason, of `cinder/message/message_field.py`: no back end passes the filters, for its
+/// space or because it cannot extend volumes in use.
+const REFUSED_EXTEND: (&str, &str) = (
+    "VOLUME_VOLUME_003_002",
+    "No storage could be allocated for this volume request. You may be able to try another size or \
+     volume type.",
+);
+/// The back end's own failure.
+const FAILED_EXTEND: (&str, &str) =
+    ("VOLUME_VOLUME_003_010", "Volume Driver failed to extend volume.");
 
 fn flag(arguments: &Value, key: &str) -> Result<bool, ApiError> {
     match arguments.get(key) {

@@ -110,11 +110,12 @@ pub(super) fn create(context: &Context<'_>) -> Result<Reply, ApiError> {
         state.snapshots.insert(id, snapshot);
         Ok((view, id))
     })?;
-    finish_create(context.cloud, id, context.behaviour.creating_ms);
+    let fails = context.effects.fail_snapshot;
+    finish_create(context.cloud, id, context.behaviour.creating_ms, fails);
     Ok(Reply::json(202, &json!({"snapshot": view})))
 }
 
-fn finish_create(cloud: &Arc<Cloud>, id: Uuid, milliseconds: u64) {
+fn finish_create(cloud: &Arc<Cloud>, id: Uuid, milliseconds: u64, fails: bool) {
     let task = Arc::clone(cloud);
     cloud.spawn(async move {
         let found = task.store.read(|state| {
@@ -126,7 +127,7 @@ fn finish_create(cloud: &Arc<Cloud>, id: Uuid, milliseconds: u64) {
         pause(milliseconds).await;
         task.store.change(|state| {
             let Some(snapshot) = state.snapshots.get_mut(&id) else { return };
-            let status = if made.is_ok() { "available" } else { "error" };
+            let status = if made.is_ok() && !fails { "available" } else { "error" };
             status.clone_into(&mut snapshot.status);
             snapshot.updated_at = Some(clock::cinder(clock::now()));
         });
@@ -181,7 +182,7 @@ pub(super) fn resume(cloud: &Arc<Cloud>) {
         .read(|state| state.snapshots.values().map(|row| (row.id, row.status.clone())).collect());
     for (id, status) in rows {
         match status.as_str() {
-            "creating" => finish_create(cloud, id, 0),
+            "creating" => finish_create(cloud, id, 0, false),
             "deleting" => finish_delete(cloud, id, 0),
             _ => {}
         }
