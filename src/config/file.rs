@@ -85,6 +85,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("ContentDirectory", Kind::Text),
     ("Failover", Kind::List),
     ("FailoverLease", Kind::Number),
+    ("Metrics", Kind::Text),
 ];
 
 /// A value of the right kind.

@@ -55,6 +55,18 @@ pub struct CloudFacts {
     pub token_expires_in: Option<Duration>,
     /// Roles in the token.
     pub roles: Vec<String>,
+    /// By how many seconds Keystone's clock is ahead of this host's, by the Date of its answer;
+    /// negative when it is behind.
+    pub clock_ahead: Option<i64>,
+}
+
+/// What a project uses, and may use; `None` = no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Volumes.
+    pub volumes: (u64, Option<u64>),
+    /// GiB of volumes and snapshots.
+    pub gigabytes: (u64, Option<u64>),
 }
 
 impl Cloud {
@@ -84,6 +96,7 @@ impl Cloud {
             max_microversion: self.max_microversion().await?,
             token_expires_in: session.token.expires_in(),
             roles: session.token.roles.clone(),
+            clock_ahead: session.token.clock_ahead,
         })
     }
 
@@ -193,6 +206,39 @@ impl Cloud {
         let now: Value = answer.json(&call)?;
         let written = metadata.iter().all(|(key, value)| now["metadata"][key] == value.as_str());
         if written { Ok(()) } else { Err(answer.unexpected(&call, "the metadata did not change")) }
+    }
+
+    /// Gives a volume another name (`PUT /volumes/ID`). Idempotent, so it is repeated when ambiguous.
+    pub async fn rename_volume(&self, id: Uuid, name: &str) -> Result<Volume, CloudError> {
+        let call = Call {
+            repeat: Repeat::Always,
+            ..Call::effect(
+                Method::PUT,
+                format!("rename volume {id} to {name:?}"),
+                format!("/volumes/{id}"),
+                Some(json!({ "volume": { "name": name } })),
+                &[200],
+            )
+        };
+        self.one_volume(&call, |volume| volume.id == id && volume.name == name).await
+    }
+
+    /// What the project may have and has (`GET /limits`).
+    pub async fn limits(&self) -> Result<Limits, CloudError> {
+        let call = Call::list(Service::BlockStorage, "read the quota", "/limits", None);
+        let answer = self.send(&call).await?;
+        let body: Value = answer.json(&call)?;
+        let absolute = &body["limits"]["absolute"];
+        if !absolute.is_object() {
+            return Err(answer.unexpected(&call, "its answer has no limits"));
+        }
+        // -1 is no limit.
+        let limit = |key: &str| absolute[key].as_u64();
+        let used = |key: &str| absolute[key].as_u64().unwrap_or_default();
+        Ok(Limits {
+            volumes: (used("totalVolumesUsed"), limit("maxTotalVolumes")),
+            gigabytes: (used("totalGigabytesUsed"), limit("maxTotalVolumeGigabytes")),
+        })
     }
 
     /// A snapshot by id or by exact name. Several of one name: an error that lists the ids.
