@@ -15,6 +15,12 @@ UNIT_DIR=/etc/systemd/system
 UNITS="cinder-docker-driver.service cinder-docker-driver.socket
 cinder-docker-driver-swarm.service cinder-docker-driver-sandbox.service"
 UNIT_MARK='# Unit of cinder-docker-driver.'
+# Completions and manual pages. Not /usr/share, which belongs to the distribution's packages; shells
+# and man look into both.
+SHARE=/usr/local/share
+COMPLETIONS="bash:bash-completion/completions/cinder-docker-driver
+zsh:zsh/site-functions/_cinder-docker-driver
+fish:fish/vendor_completions.d/cinder-docker-driver.fish"
 
 SANDBOX=/var/lib/cinder/sandbox
 SANDBOX_PID=/run/cinder-docker-driver-sandbox.pid
@@ -47,8 +53,9 @@ Environment:
     DESTDIR         install below this directory, without packages and services (for packagers)
 
 Installed: $BINARY, units in $UNIT_DIR,
-$CONFIG (never overwritten), and, where missing, the
-distribution's packages of open-iscsi, e2fsprogs and mount.
+$CONFIG (never overwritten), completions and manual pages
+in $SHARE, and, where missing, the distribution's packages of open-iscsi,
+e2fsprogs and mount.
 USAGE
 }
 
@@ -260,6 +267,25 @@ install_files() {
     for unit in $UNITS; do
         install_unit "$unit"
     done
+    install_share
+}
+
+# What the binary itself writes. Nobody needs it to run, so what cannot be made is left out.
+install_share() {
+    for line in $COMPLETIONS; do
+        shell=${line%%:*}
+        "$DESTDIR$BINARY" completions "$shell" >"$WORK/completions" 2>/dev/null </dev/null || continue
+        put_share "$WORK/completions" "${line#*:}"
+    done
+    "$DESTDIR$BINARY" man "$WORK/man" >/dev/null 2>&1 </dev/null || return 0
+    for page in "$WORK"/man/*.8; do
+        [ ! -f "$page" ] || put_share "$page" "man/man8/$(basename "$page")"
+    done
+}
+
+put_share() { # put_share FILE PLACE
+    mkdir -p "$(dirname "$DESTDIR$SHARE/$2")"
+    put 0644 "$1" "$DESTDIR$SHARE/$2" || :
 }
 
 install_config() {
@@ -381,9 +407,13 @@ uninstall() {
             rm -f "$unit" "$unit.new"
         fi
     done
+    for line in $COMPLETIONS; do
+        rm -f "$DESTDIR$SHARE/${line#*:}"
+    done
+    rm -f "$DESTDIR$SHARE"/man/man8/cinder-docker-driver.8 "$DESTDIR$SHARE"/man/man8/cinder-docker-driver-*.8
     rm -f "$DESTDIR$BINARY"
     ! has_systemd || systemctl daemon-reload
-    say "Removed $DESTDIR$BINARY and its units."
+    say "Removed $DESTDIR$BINARY, its units, completions and manual pages."
     say "Kept: $DESTDIR$STATE (config and state), packages, and the volumes in the cloud."
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use crate::cli::SandboxArgs;
 use crate::config::{self, ConfigErrors, Settings};
@@ -19,8 +20,10 @@ use crate::docker::server::{self, Limits};
 use crate::docker::socket::{self, SocketError};
 use crate::driver::{Driver, DriverError};
 use crate::effects;
+use crate::error_chain::Chain;
 use crate::host::Paths;
 use crate::memory;
+use crate::metrics;
 use crate::openstack::{Cloud, CloudError};
 use crate::sandbox::{self, Sandbox};
 
@@ -87,6 +90,10 @@ async fn serve_on(
     let cloud = Cloud::new(&settings.cloud)?;
     let paths = Paths { tools: effects::tools(), ..Paths::default() };
     let driver = Arc::new(Driver::new(settings.driver, &settings.host, cloud, paths)?);
+    let scrapes = match &settings.metrics {
+        Some(address) => serve_metrics(address, settings.socket_group.as_deref(), &driver).await,
+        None => None,
+    };
     let background = tokio::spawn(Arc::clone(&driver).work_in_background());
     let tidying = tokio::spawn(memory::give_back_after_work());
     tracing::info!(
@@ -103,7 +110,33 @@ async fn serve_on(
     .await;
     background.abort();
     tidying.abort();
+    if let Some(scrapes) = scrapes {
+        scrapes.abort();
+        // Its socket is gone when it has ended.
+        scrapes.await.ok();
+    }
     Ok(())
+}
+
+/// Volumes are worth more than their figures: what keeps metrics from being served is told, and the
+/// daemon goes on without them.
+async fn serve_metrics(
+    address: &metrics::server::Address,
+    group: Option<&str>,
+    driver: &Arc<Driver>,
+) -> Option<JoinHandle<()>> {
+    match metrics::server::Listener::bind(address, group).await {
+        Ok(listener) => {
+            metrics::enable();
+            tracing::info!(%address, "metrics are served");
+            let driver = Arc::clone(driver);
+            Some(tokio::spawn(listener.serve(move || driver.gauges())))
+        }
+        Err(error) => {
+            tracing::error!("no metrics: {}", Chain(&error));
+            None
+        }
+    }
 }
 
 /// Serves the embedded cloud and, unless told otherwise, the plugin beside it.

@@ -6,20 +6,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cinder_docker_driver::cli::{self, Cli, Command};
+use cinder_docker_driver::config::Settings;
 use cinder_docker_driver::error_chain::Chain;
 use cinder_docker_driver::host::Paths;
-use cinder_docker_driver::{daemon, memory};
+use cinder_docker_driver::{daemon, logging, memory};
 use clap::Parser;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 /// Threads for blocking work are made anew in some microseconds; idle ones only take memory.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(cli::accept_go_habits(std::env::args_os()));
-    start_logging(cli.debug);
+    logging::start(cli.debug, cli.log_format);
     memory::keep_small();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -44,20 +42,33 @@ async fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Error>> {
             daemon::serve(daemon::load_settings(&cli.config)?, &cli.socket).await?;
         }
         Some(Command::Sandbox(args)) => daemon::serve_sandbox(args, &cli.socket).await?,
-        Some(Command::Check { json }) => {
-            return Ok(cli::check(&cli.config, &cli.socket, *json).await?);
+        Some(Command::Check(args)) => {
+            return Ok(cli::check(&cli.config, &cli.socket, args).await?);
+        }
+        Some(Command::Health { deep, json }) => {
+            return Ok(cli::health(&cli.socket, *deep, *json).await?);
         }
         Some(Command::Status { json }) => {
             let settings = daemon::load_settings(&cli.config)?;
             let state_dir = &settings.driver.state_dir;
-            let text = cli::status(state_dir, &cli.socket, &Paths::default(), *json)?;
-            std::io::stdout().write_all(text.as_bytes())?;
+            print(&cli::status(state_dir, &cli.socket, &Paths::default(), *json).await?)?;
         }
         Some(Command::Snapshots { name, json }) => {
             let settings = daemon::load_settings(&cli.config)?;
-            let text = cli::snapshots(&settings.cloud, name.as_deref(), *json).await?;
-            std::io::stdout().write_all(text.as_bytes())?;
+            print(&cli::snapshots(&settings.cloud, name.as_deref(), *json).await?)?;
         }
+        Some(Command::Ls { all, json }) => {
+            print(&cli::ls(&cli.socket, settings_of(cli), *all, *json).await?)?;
+        }
+        Some(Command::Inspect { name, json }) => {
+            print(&cli::inspect(&cli.socket, settings_of(cli), name, *json).await?)?;
+        }
+        Some(Command::Adopt(args)) => cli::adopt(&cli.socket, args).await?,
+        Some(Command::Release(args)) => cli::release(&cli.socket, args).await?,
+        Some(Command::Completions { shell }) => {
+            cli::completions(*shell, &mut std::io::stdout())?;
+        }
+        Some(Command::Man { dir }) => cli::man_pages(dir)?,
         Some(command) => {
             if let Some((operation, name, arguments)) = command.operation() {
                 cli::operate(&cli.socket, operation, name, arguments).await?;
@@ -67,29 +78,21 @@ async fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Read only when the daemon cannot be asked.
+fn settings_of(cli: &Cli) -> impl FnOnce() -> Result<Settings, String> {
+    || daemon::load_settings(&cli.config).map_err(|errors| errors.to_string())
+}
+
+/// Nobody reads on behind `| head`: that is no failure.
+fn print(text: &str) -> std::io::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
 fn fail(error: &(dyn Error + 'static)) -> ExitCode {
     // Nobody is left to be told when standard error is gone.
     let _ = writeln!(std::io::stderr(), "cinder-docker-driver: {}", Chain(error));
     ExitCode::FAILURE
-}
-
-/// One line an event on standard error. The journal has its own time stamps. `RUST_LOG` takes targets
-/// and levels (`warn,cinder_docker_driver=debug`); what only `EnvFilter` knows, spans and fields, would
-/// cost a regular expression engine in memory.
-fn start_logging(debug: bool) {
-    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::INFO };
-    let asked = std::env::var("RUST_LOG").ok().filter(|asked| !asked.is_empty());
-    let filter = asked
-        .and_then(|asked| asked.parse().ok())
-        .unwrap_or_else(|| Targets::new().with_target("cinder_docker_driver", level));
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false);
-    let registry = tracing_subscriber::registry().with(filter);
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        registry.with(layer.without_time()).init();
-    } else {
-        registry.with(layer).init();
-    }
 }

@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
-use cinder_docker_driver::cli::{Findings, Level, examine};
+use cinder_docker_driver::cli::{Finding, Findings, Level, examine, mend};
 use cinder_docker_driver::host::Paths;
+use cinder_docker_driver::sandbox::Behaviour;
 use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
 use serde_json::{Map, Value, json};
 use support::{Cloud, binary};
@@ -53,6 +54,7 @@ impl Host {
             proc: root("proc"),
             etc: root("etc"),
             iscsi_db: Some(root("etc/iscsi")),
+            tools: Some(root("tools")),
             ..Paths::default()
         };
         let daemon = daemon(&root("cinder.sock"), ACTIVATED);
@@ -67,6 +69,7 @@ impl Host {
             "proc/self/mountinfo",
             "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n",
         );
+        host.write("proc/filesystems", "nodev\tsysfs\n\text4\n");
         host.write("etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.1993-08.org.debian:01:1\n");
         host.write("etc/machine-id", "0123456789abcdef0123456789abcdef\n");
         host
@@ -86,6 +89,38 @@ impl Host {
         fs::write(path, text).unwrap();
     }
 
+    /// A tool of this host, in place of the system's.
+    fn tool(&self, name: &str, script: &str) {
+        self.write(&format!("tools/{name}"), &format!("#!/bin/sh\n{script}\n"));
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.path(&format!("tools/{name}")), mode).unwrap();
+    }
+
+    /// A directory below MountPoint that has been there for a day.
+    fn old_directory(&self, name: &str, file: Option<&str>) -> PathBuf {
+        let path = self.path("MountPoint").join(name);
+        fs::create_dir(&path).unwrap();
+        if let Some(file) = file {
+            fs::write(path.join(file), "kept").unwrap();
+        }
+        let day_ago = SystemTime::now() - Duration::from_secs(24 * 3600);
+        fs::File::open(&path).unwrap().set_modified(day_ago).unwrap();
+        path
+    }
+
+    /// A journal entry as a crash may leave it.
+    fn journal(&self, id: &str, more: &Value) {
+        let mut entry = json!({
+            "version": 1, "volume_id": id, "names": ["v"], "facts": null, "attachment": null,
+            "device": null, "mount": null, "formatting": null, "references": [],
+            "boot_id": "b", "last_error": null,
+        });
+        for (key, value) in more.as_object().unwrap() {
+            entry[key] = value.clone();
+        }
+        self.write(&format!("StateDir/volumes/{id}.json"), &entry.to_string());
+    }
+
     fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.config.insert(key.into(), value.into());
     }
@@ -98,6 +133,12 @@ impl Host {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         }
         path
+    }
+
+    fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        let mut behaviour = self.cloud.sandbox.behaviour();
+        change(&mut behaviour);
+        self.cloud.sandbox.set_behaviour(behaviour);
     }
 
     async fn examine(&self) -> Findings {
@@ -343,6 +384,152 @@ const CASES: &[Case] = &[
         "mount --make-rshared /",
     ),
     (
+        "a clock that is a little wrong",
+        |host| host.behave(|cloud| cloud.clock_ahead = 90),
+        "clock",
+        Level::Warning,
+        "s behind the cloud's",
+        "timedatectl set-ntp true",
+    ),
+    (
+        "a clock that is very wrong",
+        |host| host.behave(|cloud| cloud.clock_ahead = -3600),
+        "clock",
+        Level::Error,
+        "s ahead of the cloud's",
+        "timedatectl set-ntp true",
+    ),
+    (
+        "a quota that is used up",
+        |host| host.behave(|cloud| cloud.quotas.volumes = 0),
+        "quota",
+        Level::Warning,
+        "0 of 0 volumes",
+        "larger quota",
+    ),
+    (
+        "a quota without room for one more volume",
+        |host| {
+            host.behave(|cloud| cloud.quotas.gigabytes = 3);
+            host.set("DefaultVolSz", 4);
+        },
+        "quota",
+        Level::Warning,
+        "no volume of the default size",
+        "larger quota",
+    ),
+    (
+        "Failover on a cloud that is too old for it",
+        |host| {
+            // From before 3.44: without a version document nothing is known to be there.
+            let none = Action::Answer(Canned::status(404));
+            host.cloud.fail(Rule::on("volume-versions", none).forever());
+            host.set("Failover", "fast");
+        },
+        "failover",
+        Level::Error,
+        "needs microversion 3.44",
+        "remove Failover",
+    ),
+    (
+        "an initiator name out of a manual",
+        |host| {
+            host.write(
+                "etc/iscsi/initiatorname.iscsi",
+                "InitiatorName=iqn.2001-04.com.example:host1\n",
+            );
+        },
+        "initiator",
+        Level::Error,
+        "example of the documentation",
+        "iscsi-iname",
+    ),
+    (
+        "a kernel without the filesystem",
+        |host| {
+            host.write("proc/filesystems", "nodev\tsysfs\n");
+            host.tool("modprobe", "exit 1");
+        },
+        "kernel",
+        Level::Error,
+        "no module ext4",
+        "DefaultFilesystem",
+    ),
+    (
+        "an empty directory of no volume",
+        |host| drop(host.old_directory("gone", None)),
+        "leftovers",
+        Level::Warning,
+        "MountPoint/gone is empty",
+        "rmdir /",
+    ),
+    (
+        "files where a volume should be",
+        |host| drop(host.old_directory("bare", Some("x"))),
+        "leftovers",
+        Level::Warning,
+        "holds files, and no volume is mounted there",
+        "move away what is needed",
+    ),
+    (
+        "a mount that nobody knows",
+        |host| {
+            let root = "21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n";
+            let at = host.path("MountPoint").join("strange");
+            let line = format!("30 21 8:32 / {} rw shared:9 - ext4 /dev/sdc rw\n", at.display());
+            host.write("proc/self/mountinfo", &format!("{root}{line}"));
+        },
+        "leftovers",
+        Level::Warning,
+        "/dev/sdc is mounted at",
+        "umount /",
+    ),
+    (
+        "a journal entry that cannot be read",
+        |host| host.write("StateDir/volumes/7c9e6679-7425-40de-944b-e07fc1f90ae7.json", "{"),
+        "leftovers",
+        Level::Warning,
+        "cannot be used",
+        "mv /",
+    ),
+    (
+        "a volume that is held here and is not there any more",
+        |host| {
+            host.journal(
+                "7c9e6679-7425-40de-944b-e07fc1f90ae7",
+                &json!({ "device": {
+                    "type": "local", "device_path": "/dev/loop9", "taken": true } }),
+            );
+        },
+        "leftovers",
+        Level::Warning,
+        "not in the project any more",
+        "cinder-docker-driver status",
+    ),
+    (
+        "a session that no entry speaks of",
+        |host| {
+            let session = "sys/devices/platform/host0/session3";
+            fs::create_dir_all(host.path(session)).unwrap();
+            let class = "sys/class/iscsi_session/session3";
+            host.write(&format!("{class}/targetname"), "iqn.x:left\n");
+            host.write(&format!("{class}/state"), "LOGGED_IN\n");
+            std::os::unix::fs::symlink(host.path(session), host.path(&format!("{class}/device")))
+                .unwrap();
+            let connection = "sys/class/iscsi_connection/connection3:0";
+            host.write(&format!("{connection}/persistent_address"), "127.0.0.1\n");
+            host.write(&format!("{connection}/persistent_port"), "3260\n");
+            host.write(
+                "etc/iscsi/nodes/iqn.x:left/127.0.0.1,3260",
+                "# cinder-docker-driver boot=b\nnode.name = iqn.x:left\n",
+            );
+        },
+        "leftovers",
+        Level::Warning,
+        "was opened by this driver, and no journal entry",
+        "iscsiadm -m node -T iqn.x:left -p 127.0.0.1:3260 --logout",
+    ),
+    (
         "an SELinux that enforces",
         |host| host.write("sys/fs/selinux/enforce", "1"),
         "SELinux",
@@ -411,7 +598,10 @@ async fn a_host_where_all_is_well_is_told_so() {
         "StateDir",
         "MountPoint",
         "identity",
+        "clock",
         "catalog",
+        "quota",
+        "leftovers",
         "cinder",
         "socket",
     ] {
@@ -437,6 +627,120 @@ async fn each_thing_that_is_wrong_is_found_alone_and_with_what_mends_it() {
             assert!(!told.contains(secret), "{case}: {told}");
         }
     }
+}
+
+fn wrong(findings: &Findings) -> Vec<&Finding> {
+    findings.all().iter().filter(|finding| finding.level != Level::Ok).collect()
+}
+
+#[tokio::test]
+async fn a_host_with_the_same_initiator_name_is_found_by_what_it_told_cinder() {
+    let host = Host::new().await;
+    let ours = "iqn.1993-08.org.debian:01:1";
+    for (name, initiator) in [("other", "iqn.1993-08.org.debian:01:2"), ("twin", ours)] {
+        let connector = json!({ "host": format!("host-of-{name}"), "initiator": initiator });
+        let metadata = json!({ "docker.connector": connector.to_string() });
+        host.cloud.create(name, json!({ "metadata": metadata })).await;
+    }
+    let findings = host.examine().await;
+    let [finding] = wrong(&findings)[..] else { panic!("{findings:#?}") };
+    assert_eq!((finding.what, finding.level), ("initiator", Level::Error));
+    assert!(finding.found.contains("host host-of-twin has the same"), "{finding:?}");
+}
+
+#[tokio::test]
+async fn what_cinder_says_this_host_has_and_the_journal_does_not_is_found() {
+    let mut host = Host::new().await;
+    host.set("ConnectorHost", "node-1");
+    let node = support::Node::start_with(&host.cloud, json!({ "ConnectorHost": "node-1" })).await;
+    node.create("v", json!({})).await.unwrap();
+    node.mount("v", "c").await.unwrap();
+    let findings = host.examine().await;
+    let [finding] = wrong(&findings)[..] else { panic!("{findings:#?}") };
+    assert!(finding.found.contains("(node-1) has v ("), "{finding:?}");
+    assert_eq!(finding.mend.as_deref(), Some("cinder-docker-driver release v"));
+    node.unmount("v", "c").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_portal_that_a_volume_needs_must_be_reachable() {
+    let host = Host::new().await;
+    let id = host.cloud.create("v", json!({})).await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let portal = listener.local_addr().unwrap().to_string();
+    let path = json!({ "portal": portal, "iqn": "iqn.x:1", "lun": 1, "opened_session": false,
+                       "wrote_node": false });
+    let device = json!({ "type": "iscsi", "paths": [path], "wwid": null, "boot_id": "b" });
+    host.journal(&id, &json!({ "device": device }));
+    let findings = host.examine().await;
+    assert_eq!(wrong(&findings), Vec::<&Finding>::new());
+    assert!(findings.all().iter().any(|f| f.what == "portals" && f.found.contains(&portal)));
+    drop(listener);
+    let findings = host.examine().await;
+    let [finding] = wrong(&findings)[..] else { panic!("{findings:#?}") };
+    assert_eq!((finding.what, finding.level), ("portals", Level::Error));
+    assert!(finding.found.contains(&portal), "{finding:?}");
+}
+
+#[tokio::test]
+async fn fix_mends_what_is_safe_says_so_and_touches_no_data() {
+    let host = Host::new().await;
+    let config = host.config_file();
+    let set = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    set(&config, 0o644);
+    set(&host.path("MountPoint"), 0o755);
+    fs::remove_dir(host.path("StateDir")).unwrap();
+    let empty = host.old_directory("empty", None);
+    let bare = host.old_directory("bare", Some("x"));
+    let young = host.path("MountPoint/young");
+    fs::create_dir(&young).unwrap();
+    host.write("proc/net/unix", "");
+    let listens =
+        format!("echo @ISCSIADM_ABSTRACT_NAMESPACE >{}", host.path("proc/net/unix").display());
+    host.tool("systemctl", &format!("echo \"$@\" >>{}; {listens}", host.path("called").display()));
+
+    let mut told = Vec::new();
+    mend(&config, &host.paths, &mut told).await.unwrap();
+    let told = String::from_utf8(told).unwrap();
+    let mended: Vec<_> = told.lines().filter_map(|line| line.strip_prefix("mended   ")).collect();
+    assert_eq!(mended.len(), 5, "{told}");
+    for what in ["chmod 600", "StateDir", "MountPoint root's alone", "rmdir", "iscsid.socket"] {
+        assert!(mended.iter().any(|line| line.contains(what)), "{what}: {told}");
+    }
+    assert_eq!(mode(&config), 0o600);
+    assert_eq!((mode(&host.path("StateDir")), mode(&host.path("MountPoint"))), (0o700, 0o700));
+    assert_eq!(fs::read_to_string(host.path("called")).unwrap(), "enable --now iscsid.socket\n");
+    assert!(!empty.exists() && young.exists());
+    assert_eq!(fs::read_to_string(bare.join("x")).unwrap(), "kept");
+    let findings = host.examine().await;
+    let [finding] = wrong(&findings)[..] else { panic!("{findings:#?}") };
+    assert!(finding.found.contains("bare holds files"), "only a person can mend it: {finding:?}");
+
+    let mut told = Vec::new();
+    mend(&config, &host.paths, &mut told).await.unwrap();
+    assert_eq!(String::from_utf8(told).unwrap(), "nothing to mend\n");
+}
+
+#[tokio::test]
+async fn fix_follows_no_link_and_says_what_it_could_not_mend() {
+    let host = Host::new().await;
+    let victim = host.path("victim");
+    fs::create_dir(&victim).unwrap();
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::remove_dir(host.path("StateDir")).unwrap();
+    std::os::unix::fs::symlink(&victim, host.path("StateDir")).unwrap();
+    host.write("proc/net/unix", "");
+    host.tool("systemctl", "echo no such unit >&2; exit 5");
+    let mut told = Vec::new();
+    mend(&host.config_file(), &host.paths, &mut told).await.unwrap();
+    let told = String::from_utf8(told).unwrap();
+    assert!(told.contains("failed   make ") && told.contains("StateDir"), "{told}");
+    assert!(told.contains("failed   systemctl") && told.contains("no such unit"), "{told}");
+    let mode = fs::metadata(&victim).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode, 0o755);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use cinder_docker_driver::sandbox::faults::{Action, Rule};
 use serde_json::{Value, json};
 use support::{Cloud, Node, binary, sh};
 
@@ -31,7 +32,19 @@ fn run(args: &[&str]) -> Output {
 
 #[test]
 fn help_is_worth_reading_and_fits_a_terminal() {
-    let commands = ["serve", "sandbox", "check", "status", "release", "format", "accept-uuid"];
+    let commands = [
+        "serve",
+        "sandbox",
+        "check",
+        "health",
+        "status",
+        "ls",
+        "inspect",
+        "adopt",
+        "release",
+        "format",
+        "accept-uuid",
+    ];
     let short = text(&run(&["-h"]).stdout);
     let long = text(&run(&["--help"]).stdout);
     for command in commands {
@@ -260,7 +273,7 @@ async fn status_is_a_table_that_can_be_read_with_and_without_a_daemon() {
     }
     node.mount("v", "d").await.unwrap();
     let table = text(&node.cli(&["status"]).await.stdout);
-    let lines: Vec<&str> = table.lines().collect();
+    let lines: Vec<&str> = table.lines().filter(|line| !line.starts_with("    ")).collect();
     let [title, first, second] = lines.as_slice() else { panic!("{table}") };
     let column = |line: &str, name: &str| {
         line[title.find(name).unwrap()..].split("   ").next().unwrap().trim().to_owned()
@@ -287,6 +300,434 @@ async fn status_is_a_table_that_can_be_read_with_and_without_a_daemon() {
     let table = text(&node.cli(&["status"]).await.stdout);
     assert!(table.contains("7c9e6679") && table.contains("unusable journal entry"), "{table}");
     assert!(table.contains("    last error: "), "{table}");
+}
+
+/// Runs a command on a host and reads the JSON that it prints.
+async fn json_of(node: &Node, args: &[&str]) -> Value {
+    let output = node.cli(args).await;
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn status_says_by_whom_since_when_and_by_which_attachment() {
+    let cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    node.create("v", json!({})).await.unwrap();
+    let before = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let mounted = node.mount("v", "c").await.unwrap();
+    // A process that has the volume in a namespace of its own, as a container has. What else is
+    // mounted on this machine it must not keep: other tests run beside this one.
+    let at = node.dir.path().join("in-container");
+    fs::create_dir(&at).unwrap();
+    let line = format!(
+        "mount --bind {0} {1} && mount --make-private {1} && echo ready && exec sleep 600",
+        mounted.display(),
+        at.display()
+    );
+    let mut holder = Command::new("unshare")
+        .args(["-m", "--propagation", "slave", "sh", "-c", &line])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    holder.stdout.take().unwrap().read_exact(&mut ready).unwrap();
+    let rows = json_of(&node, &["status", "--json"]).await;
+    let row = &rows[0];
+    let shown = text(&node.cli(&["status"]).await.stdout);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let volume = cloud.volume("v").await;
+    assert_eq!(row["attachment"], volume["attachments"][0]["attachment_id"], "{row}");
+    assert_eq!((&row["state"], &row["flow"]), (&json!("mounted"), &json!("attachments")));
+    assert!(row["since"].as_u64().unwrap() >= before, "{row}");
+    assert_eq!((&row["to_do"], &row["sessions"]), (&json!([]), &json!([])));
+    let held: Vec<_> = row["containers"].as_array().unwrap().iter().collect();
+    let ours = held.iter().find(|one| one["pid"] == holder.id());
+    let ours = ours.unwrap_or_else(|| panic!("{held:?}"));
+    assert_eq!((&ours["command"], &ours["at"]), (&json!("sleep"), &json!(at)), "{held:?}");
+    let id = volume["id"].as_str().unwrap();
+    assert!(shown.contains(&format!("of volume {id}\n")), "{shown}");
+    assert!(shown.contains("    used by: ") && shown.contains(" UTC "), "{shown}");
+    node.unmount("v", "c").await.unwrap();
+}
+
+#[tokio::test]
+async fn status_says_what_a_crash_left_to_be_done() {
+    let cloud = Cloud::start().await;
+    let mut node = Node::start(&cloud).await;
+    node.create("v", json!({})).await.unwrap();
+    node.mount("v", "c").await.unwrap();
+    node.kill();
+    let file = fs::read_dir(node.state_dir().join("volumes")).unwrap().next().unwrap().unwrap();
+    let mut entry: Value = serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap();
+    entry["references"] = json!([]);
+    fs::write(file.path(), entry.to_string()).unwrap();
+    let rows = json_of(&node, &["status", "--json"]).await;
+    let row = &rows[0];
+    assert_eq!(row["state"], "mounted, unused");
+    let at = node.mount_point().join("v");
+    assert_eq!(
+        row["to_do"],
+        json!([
+            "release it a minute after its last use",
+            format!("unmount {}", at.display()),
+            "flush its device",
+            "tell Cinder that it is detached",
+        ])
+    );
+    let shown = text(&node.cli(&["status"]).await.stdout);
+    assert!(shown.contains("\n    to do: tell Cinder that it is detached\n"), "{shown}");
+}
+
+// ---- ls and inspect.
+
+#[tokio::test]
+async fn ls_and_inspect_tell_the_same_through_the_daemon_and_without_it() {
+    let cloud = Cloud::start().await;
+    let (mut node, other) = (Node::start(&cloud).await, Node::start(&cloud).await);
+    let foreign = cloud.create("foreign", json!({})).await;
+    for (host, name) in [(&node, "here"), (&other, "there")] {
+        host.create(name, json!({ "size": "2" })).await.unwrap();
+        host.mount(name, "c").await.unwrap();
+    }
+    let list = json_of(&node, &["ls", "--json"]).await;
+    let all = json_of(&node, &["ls", "--all", "--json"]).await;
+    let names = |rows: &Value| -> Vec<String> {
+        let rows = rows.as_array().unwrap().iter();
+        rows.map(|row| row["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&list), ["here", "there"]);
+    assert_eq!(names(&all), ["foreign", "here", "there"]);
+    let here = &list[0];
+    assert_eq!(
+        (&here["size"], &here["status"], &here["ours"]),
+        (&json!(2), &json!("in-use"), &json!(true))
+    );
+    assert_eq!(here["mounted_at"], json!(node.mount_point().join("here")));
+    assert_eq!((&here["users"], &list[1]["mounted_at"]), (&json!(1), &Value::Null));
+    let holder = list[1]["attached"][0]["host"].as_str().unwrap();
+    assert!(holder.starts_with("host-"), "{list}");
+    assert_eq!(list[1]["attached"][0]["at"], json!(other.mount_point().join("there")));
+
+    let table = text(&node.cli(&["ls"]).await.stdout);
+    assert!(table.starts_with("NAME ") && table.lines().count() == 3, "{table}");
+    assert!(table.contains(holder) && table.contains("2 GiB"), "{table}");
+
+    let inspected = json_of(&node, &["inspect", "here", "--json"]).await;
+    assert_eq!(inspected["cinder"]["status"], "in-use");
+    assert_eq!(inspected["here"]["state"], "mounted");
+    assert_eq!(inspected["journal"]["volume_id"], inspected["id"]);
+    let by_id = json_of(&node, &["inspect", &foreign, "--json"]).await;
+    assert_eq!((&by_id["name"], &by_id["here"]), (&json!("foreign"), &Value::Null));
+    let shown = text(&node.cli(&["inspect", "here"]).await.stdout);
+    assert!(shown.contains("In Cinder:\n") && shown.contains("\n    state: mounted\n"), "{shown}");
+    let missing = node.cli(&["inspect", "no-such"]).await;
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("no volume \"no-such\""), "{missing:?}");
+
+    node.kill();
+    assert_eq!(json_of(&node, &["ls", "--json"]).await, list);
+    assert_eq!(json_of(&node, &["ls", "--all", "--json"]).await, all);
+    let again = json_of(&node, &["inspect", "here", "--json"]).await;
+    assert_eq!((&again["cinder"], &again["here"]), (&inspected["cinder"], &inspected["here"]));
+    let missing = node.cli(&["inspect", "no-such"]).await;
+    assert!(text(&missing.stderr).contains("no volume \"no-such\""), "{missing:?}");
+}
+
+#[tokio::test]
+async fn what_this_host_holds_is_shown_when_cinder_is_silent_or_has_lost_it() {
+    let mut cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    node.create("v", json!({})).await.unwrap();
+    node.mount("v", "c").await.unwrap();
+    let address = cloud.go_down().await;
+    let inspected = json_of(&node, &["inspect", "v", "--json"]).await;
+    assert_eq!(inspected["cinder"], Value::Null);
+    assert!(inspected["cinder_error"].as_str().unwrap().contains("no connection"), "{inspected}");
+    assert_eq!(inspected["here"]["state"], "mounted");
+    let failed = node.cli(&["ls"]).await;
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(text(&failed.stderr).contains("no connection to"), "{failed:?}");
+    cloud.come_back(address).await;
+    node.unmount("v", "c").await.unwrap();
+}
+
+// ---- adopt.
+
+/// A volume of somebody else, with a filesystem.
+async fn foreign_volume(cloud: &Cloud, name: &str, make: &str) -> String {
+    let id = cloud.create(name, json!({})).await;
+    let image = cloud.image(&id);
+    sh(&format!("truncate -s 1G {0} && {make} {0}", image.display()));
+    id
+}
+
+#[tokio::test]
+async fn adopt_takes_a_volume_with_its_data_under_a_new_name() {
+    let cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    let uuid = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
+    let id = foreign_volume(&cloud, "old data", &format!("mkfs.ext4 -q -F -U {uuid}")).await;
+    let before = cloud.volume("old data").await;
+
+    let unnamed = node.cli(&["adopt", &id]).await;
+    assert!(text(&unnamed.stderr).contains(&format!("adopt {id} NEW-NAME")), "{unnamed:?}");
+    let output = typed(&node, &["adopt", "old data", "archive"], "no\n").await;
+    let shown = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    for part in [&*id, "ext4", uuid, "\"old data\" to \"archive\"", "docker volume rm archive"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let after = cloud.volume("old data").await;
+    for key in ["name", "metadata", "status", "description"] {
+        assert_eq!(after[key], before[key], "{key}");
+    }
+    node.until_clean().await;
+
+    let output = typed(&node, &["adopt", "old data", "archive"], &format!("{id}\n")).await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(node.list().await.unwrap(), ["archive"]);
+    assert_eq!(format_of(&cloud.volume("archive").await), format!("formatted:{uuid}"));
+    let again = node.cli(&["adopt", "archive", "--id", &id]).await;
+    assert!(text(&again.stderr).contains("already"), "{again:?}");
+    node.mount("archive", "c").await.unwrap();
+    node.unmount("archive", "c").await.unwrap();
+    // Ours now, so Remove deletes it.
+    node.remove("archive").await.unwrap();
+    assert_eq!(cloud.volumes().await, Vec::<Value>::new());
+    node.assert_clean(&cloud);
+}
+
+#[tokio::test]
+async fn adopt_refuses_what_it_does_not_know_and_changes_nothing() {
+    let cloud = Cloud::start().await;
+    let (node, other) = (Node::start(&cloud).await, Node::start(&cloud).await);
+    other.create("theirs", json!({})).await.unwrap();
+    let blank = cloud.create("blank", json!({})).await;
+    let swap = foreign_volume(&cloud, "swap", "mkswap -q").await;
+    let held = foreign_volume(&cloud, "held", "mkfs.ext4 -q -F").await;
+    other.mount("held", "c").await.unwrap();
+    let before = cloud.volumes().await;
+    for (name, id, says) in [
+        ("blank", &*blank, "nothing that is known"),
+        ("swap", &*swap, "swap"),
+        ("held", &*held, "in use: it is attached to host-"),
+        ("no-such", &*held, "no volume"),
+    ] {
+        let output = node.cli(&["adopt", name, "--id", id]).await;
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        let told = text(&output.stderr);
+        assert!(told.contains(says) && told.lines().count() == 1, "{name}: {told}");
+    }
+    let taken = node.cli(&["adopt", "blank", "theirs", "--id", &blank]).await;
+    assert!(text(&taken.stderr).contains("there is a volume named \"theirs\""), "{taken:?}");
+    let wrong = node.cli(&["adopt", "blank", "--id", &swap]).await;
+    assert!(text(&wrong.stderr).contains("nothing was done"), "{wrong:?}");
+    node.until_clean().await;
+    let kept = |volumes: Vec<Value>| -> Vec<Value> {
+        volumes.iter().map(|v| json!([v["id"], v["name"], v["metadata"], v["status"]])).collect()
+    };
+    assert_eq!(kept(cloud.volumes().await), kept(before));
+    other.unmount("held", "c").await.unwrap();
+}
+
+// ---- release --host.
+
+#[tokio::test]
+async fn release_of_a_host_shows_all_of_its_volumes_and_needs_its_name() {
+    let cloud = Cloud::start().await;
+    let (mut gone, node) = (Node::start(&cloud).await, Node::start(&cloud).await);
+    for name in ["a", "b"] {
+        gone.create(name, json!({})).await.unwrap();
+        gone.mount(name, "c").await.unwrap();
+    }
+    node.create("mine", json!({})).await.unwrap();
+    node.mount("mine", "c").await.unwrap();
+    let rows = json_of(&node, &["ls", "--json"]).await;
+    let host_of = |name: &str| {
+        let row = rows.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+        row["attached"][0]["host"].as_str().unwrap().to_owned()
+    };
+    let (host, own) = (host_of("a"), host_of("mine"));
+    let unknown = node.cli(&["release", "--host", "node-9"]).await;
+    assert!(text(&unknown.stderr).contains(&host), "{unknown:?}");
+
+    gone.kill();
+    let output = typed(&node, &["release", "--host", &host], "yes\n").await;
+    assert_eq!(output.status.code(), Some(1));
+    let shown = text(&output.stdout);
+    assert!(
+        shown.contains("- a (") && shown.contains("- b (") && !shown.contains("mine"),
+        "{shown}"
+    );
+    assert!(shown.contains("must not run any more"), "{shown}");
+    assert!(text(&output.stderr).contains("nothing was done"), "{output:?}");
+    assert_eq!(
+        (cloud.status("a").await, cloud.status("b").await),
+        ("in-use".into(), "in-use".into())
+    );
+    for mount in gone.mounts() {
+        sh(&format!("umount {mount}"));
+    }
+    // One that has moved on since it was shown is not taken from its new holder.
+    let id = cloud.volume("b").await["id"].as_str().unwrap().to_owned();
+    let stale = json!({ "ID": id, "Host": host, "Attachments": ["another"] }).to_string();
+    let (status, answer) = node.try_call("/Operator.ReleaseFrom", &stale).await.unwrap();
+    assert_eq!(status, 500);
+    assert!(answer["Err"].as_str().unwrap().contains("not what was shown"), "{answer}");
+    assert_eq!(cloud.status("b").await, "in-use");
+
+    let output = typed(&node, &["release", "--host", &host], &format!("{host}\n")).await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for name in ["a", "b"] {
+        assert_eq!(cloud.status(name).await, "available");
+    }
+    assert_eq!(cloud.status("mine").await, "in-use");
+    let output = node.cli(&["release", "--host", &own, "--confirm", &own]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("this very host"), "{output:?}");
+    assert_eq!(cloud.status("mine").await, "in-use");
+    node.unmount("mine", "c").await.unwrap();
+}
+
+// ---- health.
+
+#[tokio::test]
+async fn health_is_one_line_and_an_exit_code() {
+    let mut cloud = Cloud::start().await;
+    let mut node = Node::start(&cloud).await;
+    node.create("v", json!({})).await.unwrap();
+    node.mount("v", "c").await.unwrap();
+    for args in [&["health"][..], &["health", "--deep"]] {
+        let output = node.cli(args).await;
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(text(&output.stdout), "OK: 1 volumes mounted, 0 to be released\n");
+    }
+    cloud.forget_calls();
+    node.cli(&["health"]).await;
+    assert_eq!(cloud.calls(), Vec::<String>::new(), "the daemon alone is asked");
+
+    // Cinder away: only who asks deeply hears of it.
+    let address = cloud.go_down().await;
+    assert_eq!(node.cli(&["health"]).await.status.code(), Some(0));
+    let deep = node.cli(&["health", "--deep"]).await;
+    assert_eq!(deep.status.code(), Some(2));
+    assert!(text(&deep.stdout).starts_with("CRITICAL: cannot read the quota"), "{deep:?}");
+    cloud.come_back(address).await;
+
+    // Somebody unmounts it below its container.
+    sh(&format!("umount {}", node.mount_point().join("v").display()));
+    let output = node.cli(&["health"]).await;
+    assert_eq!(output.status.code(), Some(2));
+    let line = text(&output.stdout);
+    assert!(line.starts_with("CRITICAL: v is not mounted any more"), "{line}");
+    assert_eq!(line.lines().count(), 1);
+    let shown = node.cli(&["health", "--json"]).await;
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["status"], "critical");
+    assert_eq!(shown["backlog"]["unusable"], 0);
+    node.unmount("v", "c").await.unwrap();
+
+    assert!(node.stop());
+    fs::write(node.state_dir().join("volumes/7c9e6679-7425-40de-944b-e07fc1f90ae7.json"), "{")
+        .unwrap();
+    node.run().await;
+    let output = node.cli(&["health"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).starts_with("WARNING: the journal entry "), "{output:?}");
+    assert!(node.stop());
+    let output = node.cli(&["health"]).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stdout).contains("systemctl start cinder-docker-driver"), "{output:?}");
+}
+
+// ---- Completions, manual pages, logs, progress.
+
+#[test]
+fn completions_know_every_command_and_shells_take_them() {
+    let commands = ["status", "adopt", "release", "completions", "prove-failover"];
+    for (shell, check) in [("bash", Some("bash -n")), ("zsh", None), ("fish", None)] {
+        let output = run(&["completions", shell]);
+        assert!(output.status.success(), "{output:?}");
+        let script = text(&output.stdout);
+        for command in commands {
+            assert!(script.contains(command), "{shell}: {command}");
+        }
+        if let Some(check) = check {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("completions");
+            fs::write(&file, script).unwrap();
+            sh(&format!("{check} {}", file.display()));
+            // What a person gets after "st" and the tab.
+            let line = format!(
+                ". {}; COMP_WORDS=(cinder-docker-driver st); COMP_CWORD=1; \
+                 _cinder__docker__driver cinder-docker-driver st cinder-docker-driver; \
+                 echo ${{COMPREPLY[@]}}",
+                file.display()
+            );
+            assert_eq!(sh(&format!("bash -c '{line}'")).trim(), "status");
+        }
+    }
+    assert_eq!(run(&["completions", "tcsh"]).status.code(), Some(2));
+}
+
+#[test]
+fn there_is_a_manual_page_for_the_program_and_each_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(&["man", dir.path().join("man8").to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    let page = |name: &str| fs::read_to_string(dir.path().join("man8").join(name)).unwrap();
+    for name in ["status", "ls", "adopt", "release", "check", "sandbox", "health"] {
+        let page = page(&format!("cinder-docker-driver-{name}.8"));
+        let title = format!(".TH cinder-docker-driver-{name} 8 ");
+        assert!(page.contains(&title) && page.contains("SYNOPSIS"), "{page}");
+    }
+    let page = page("cinder-docker-driver.8");
+    assert!(page.contains("size=20G"), "the options of volumes are in it: {page}");
+    assert!(!page.contains("help(8)"), "{page}");
+}
+
+#[tokio::test]
+async fn a_log_in_json_has_an_object_a_line_with_the_operation_and_cinders_request_ids() {
+    let cloud = Cloud::start().await;
+    let mut node = Node::prepare(cloud.sandbox.config(), json!({}));
+    node.add_argument("--log-format=json");
+    node.run().await;
+    node.create("v", json!({})).await.unwrap();
+    node.mount("v", "c").await.unwrap();
+    let log = node.log();
+    let rows: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    let done = rows.iter().find(|row| {
+        row["message"] == "done" && row["operation"] == json!({ "op": "Mount", "volume": "v" })
+    });
+    assert!(done.is_some_and(|row| row["level"] == "INFO" && row["elapsed_ms"].is_u64()), "{log}");
+    let calls: Vec<&Value> = rows.iter().filter(|row| row["message"] == "cloud call").collect();
+    let of_mount = calls.iter().filter(|row| row["operation"]["op"] == "Mount");
+    assert!(of_mount.clone().count() >= 5, "{log}");
+    for call in of_mount {
+        let id = call["request_id"].as_str().unwrap_or_default();
+        assert!(id.contains("req-") && call["operation"]["volume"] == "v", "{call}");
+    }
+    node.unmount("v", "c").await.unwrap();
+}
+
+#[tokio::test]
+async fn long_work_says_on_a_terminal_what_it_waits_for_and_nowhere_else() {
+    let cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    cloud.fail(Rule::on("list-volumes", Action::Delay(1_800)).forever());
+    let line = format!("{} --socket {} ls", binary().display(), node.socket.display());
+    let mut command = Command::new("script");
+    command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm");
+    let seen = text(&answer(command, String::new()).await.stdout);
+    assert!(seen.contains("asking Cinder for the volumes … 1 s"), "{seen:?}");
+    assert!(seen.contains("\r\u{1b}[K"), "it is erased: {seen:?}");
+    let output = node.cli(&["ls"]).await;
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
 
 // ---- systemd.

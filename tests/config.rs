@@ -760,3 +760,23 @@ fn no_secret_is_in_debug_output_or_messages() {
     assert!(!format!("{settings:?} {warnings:?}").contains("hunter"));
     assert!(!warnings.is_empty());
 }
+
+#[test]
+fn metrics_are_off_and_served_on_this_host_only() {
+    let metrics = |value: &str| complete_with(&format!("\"Metrics\": \"{value}\""));
+    assert_eq!(complete_with("\"Region\": \"r\"").settings().metrics, None);
+    assert_eq!(metrics("").settings().metrics, None);
+    for value in ["127.0.0.1:9101", "[::1]:9101", "unix:/run/cinder-metrics.sock"] {
+        assert_eq!(metrics(value).settings().metrics.unwrap().to_string(), value);
+    }
+    for (value, says) in [
+        ("0.0.0.0:9101", "which others can reach"),
+        ("10.0.0.9:9101", "which others can reach"),
+        ("9101", "loopback address with a port"),
+        ("unix:relative", "absolute path"),
+    ] {
+        let problems = metrics(value).problems();
+        let [problem] = &problems[..] else { panic!("{value}: {problems:?}") };
+        assert!(problem.contains("Metrics") && problem.contains(says), "{problem}");
+    }
+}

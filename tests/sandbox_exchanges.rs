@@ -36,9 +36,16 @@ use tokio::sync::Mutex;
 
 const DRIVER: &str = include_str!("fixtures/exchanges-driver.md");
 
-/// What depends on the cloud, so that only its paths and types count: the catalog and the roles.
-const OF_EACH_CLOUD: &[&str] =
-    &[".token.catalog", ".token.roles", ".token.user", ".token.project.name", ".token.audit_ids"];
+/// What depends on the cloud, so that only its paths and types count: the catalog, the roles and the
+/// quota.
+const OF_EACH_CLOUD: &[&str] = &[
+    ".token.catalog",
+    ".token.roles",
+    ".token.user",
+    ".token.project.name",
+    ".token.audit_ids",
+    ".limits.absolute",
+];
 
 /// What the sandbox has in its own way besides: its targets are on paper.
 const OF_THE_SANDBOX: &[&str] = &[
@@ -173,6 +180,23 @@ async fn live(cloud: &Cloud, flow: &str) {
     node.get("v").await.unwrap_err();
     node.mount("v", "c").await.unwrap_err();
     node.cli(&["check"]).await;
+
+    // A volume of somebody else is taken into care under another name.
+    let made = json!({ "volume": { "name": "theirs", "size": 1 } });
+    let made = cloud.cinder_at("POST", "/volumes", made, OUR_OWN).await;
+    let theirs = made["volume"]["id"].as_str().unwrap();
+    while cloud.cinder_at("GET", &format!("/volumes/{theirs}"), Value::Null, OUR_OWN).await["volume"]
+        ["status"]
+        != "available"
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let image = cloud.image(theirs);
+    support::sh(&format!("truncate -s 1G {0} && mkfs.ext4 -q -F {0}", image.display()));
+    let adopted = node.cli(&["adopt", "theirs", "ours", "--id", theirs]).await;
+    assert!(adopted.status.success(), "{adopted:?}");
+    node.cli(&["health", "--deep"]).await;
+    node.remove("ours").await.unwrap();
 
     // Creations, and what is refused.
     node.create("v", json!({ "type": "solidfire", "metadata": "a=b" })).await.unwrap();

@@ -1,9 +1,16 @@
 //! Command line: what people type, and what each command prints.
 
+mod care;
 mod check;
+mod engines;
+mod generate;
+mod health;
 mod operate;
+mod progress;
 mod snapshots;
 mod status;
+mod table;
+mod volumes;
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -15,11 +22,16 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH};
 use crate::docker::{Arguments, Operation};
 use crate::driver::options;
+use crate::logging::Format;
 
-pub use check::{Finding, Findings, Level, check, examine};
+pub use care::{adopt, release};
+pub use check::{Finding, Findings, Level, check, examine, mend};
+pub use generate::{CompletionShell, completions, man_pages};
+pub use health::health;
 pub use operate::operate;
 pub use snapshots::snapshots;
 pub use status::status;
+pub use volumes::{inspect, ls};
 
 /// Docker volumes that live in OpenStack Cinder
 ///
@@ -44,6 +56,9 @@ pub struct Cli {
     /// Log every command and HTTP call (as RUST_LOG=cinder_docker_driver=debug)
     #[arg(long, global = true)]
     pub debug: bool,
+    /// How log lines look
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
     /// What to do
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -55,6 +70,7 @@ Examples:
   docker run -v db:/var/lib/data --volume-driver=cinder …    use it; made if it is not there
   cinder-docker-driver check                                 what is wrong, and what mends it
   cinder-docker-driver status                                what this host holds
+  cinder-docker-driver ls                                    which volumes there are, and where
   cinder-docker-driver sandbox                               the same with no OpenStack at all";
 
 /// The table of create options, for people.
@@ -82,27 +98,74 @@ pub enum Command {
     Sandbox(SandboxArgs),
     /// Look at configuration, cloud, tools, initiator and socket; say what is wrong and how to mend it
     ///
-    /// Changes nothing. The exit code is 1 when volumes cannot be used as things are. Without root
-    /// it says what it could not look at.
-    Check {
-        /// Print JSON: a list of {what, level, found, mend}; level is ok, skipped, warning or error
+    /// Changes nothing without --fix. The exit code is 1 when volumes cannot be used as things are.
+    /// Without root it says what it could not look at.
+    Check(CheckArgs),
+    /// Say in one line whether the daemon is well, for monitoring
+    ///
+    /// Exit code 0: all is well. 1: somebody should look. 2: containers have no volumes, or will have
+    /// none. Asks the daemon, not the cloud.
+    #[command(after_help = "Example:\n  cinder-docker-driver health --deep || page-somebody")]
+    Health {
+        /// Have the daemon ask Cinder, and look at the devices
+        #[arg(long)]
+        deep: bool,
+        /// Print JSON: {status, says, version, mounts, backlog}; status is ok, warning or critical
         #[arg(long)]
         json: bool,
     },
-    /// Show what this host has mounted, and what is still to be undone
+    /// Show what this host has mounted, by whom, and what is still to be undone
     ///
-    /// Reads the journal and the kernel, so it works without the daemon and without the cloud.
+    /// Reads the journal and the kernel, so it works without the daemon and without the cloud. The
+    /// names of containers come from Docker or Podman, where one answers at once.
     Status {
         /// Print JSON: a list with one object for each volume
+        ///
+        /// Its keys: name, id, state, mountpoint, device, filesystem, users, references (Docker's
+        /// mount ids), containers [{id, name, pid, command, at}], attachment, flow, attached,
+        /// sessions [{target, portal, lun, state}], since (seconds since 1970), to_do (sentences),
+        /// last_error.
         #[arg(long)]
         json: bool,
     },
+    /// List volumes: size, type, status, where they are attached, and where they are mounted here
+    ///
+    /// Asks the daemon; where none runs, Cinder itself.
+    #[command(after_help = "Example:\n  cinder-docker-driver ls --all")]
+    Ls {
+        /// All volumes of the project, not only those that this driver made
+        #[arg(long)]
+        all: bool,
+        /// Print JSON: a list with one object for each volume
+        ///
+        /// Its keys: name, id, size (GiB), type, status, ours, attached [{attachment, host, at,
+        /// instance, since}], mounted_at and users (of this host).
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that is known of a volume: by Cinder, by this host's kernel, in its journal
+    #[command(after_help = "Example:\n  cinder-docker-driver inspect db")]
+    Inspect {
+        /// The volume's name or id
+        name: String,
+        /// Print JSON: {name, id, cinder, cinder_error, here (as of status), journal}
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a volume that was made elsewhere into this driver's care (asks for the volume's id)
+    ///
+    /// It gets this driver's mark, so that docker lists it and may remove it, and its filesystem is
+    /// recorded, so that no other is ever taken for it. What is on it stays as it is. It must be
+    /// available, and hold a filesystem that this driver knows.
+    #[command(after_help = "Example:\n  cinder-docker-driver adopt \"old data\" archive")]
+    Adopt(AdoptArgs),
     /// Take a volume away from a host that is gone (shows what it will do, asks for the volume's id)
     ///
     /// That host must not run any more: should it still write, it destroys the filesystem together
     /// with the next host.
-    #[command(after_help = "Example:\n  cinder-docker-driver release db")]
-    Release(NameArgs),
+    #[command(after_help = "Examples:\n  cinder-docker-driver release db\n  \
+                            cinder-docker-driver release --host node-3")]
+    Release(ReleaseArgs),
     /// Erase a volume and make an empty filesystem (shows what is on it, asks for the volume's id)
     ///
     /// For a volume that the driver refused to format because it may hold data.
@@ -164,6 +227,60 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  cinder-docker-driver completions bash \
+                            >/etc/bash_completion.d/cinder-docker-driver")]
+    Completions {
+        /// The shell
+        shell: CompletionShell,
+    },
+    /// Write the manual pages into a directory
+    #[command(after_help = "Example:\n  cinder-docker-driver man /usr/local/share/man/man8")]
+    Man {
+        /// The directory; it is made if need be
+        dir: PathBuf,
+    },
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Print JSON: a list of {what, level, found, mend}; level is ok, skipped, warning or error
+    #[arg(long)]
+    pub json: bool,
+    /// Mend what can be mended without touching data: directories and their modes, the mode of the
+    /// config, iscsid's socket, empty directories that were left; says what it does
+    #[arg(long, conflicts_with = "json")]
+    pub fix: bool,
+}
+
+/// Arguments of `adopt`.
+#[derive(Debug, Args)]
+pub struct AdoptArgs {
+    /// The volume's name in Cinder, or its id
+    pub name: String,
+    /// The name that it gets, in Cinder too [default: the one that it has]
+    pub new_name: Option<String>,
+    /// The volume's id: do it without asking
+    #[arg(long, value_name = "UUID")]
+    pub id: Option<String>,
+}
+
+/// Arguments of `release`.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The volume's name
+    #[arg(required_unless_present = "host", conflicts_with = "host")]
+    pub name: Option<String>,
+    /// All volumes of this host, as "ls" names it
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// The volume's id: do it without asking
+    #[arg(long, value_name = "UUID", conflicts_with = "host")]
+    pub id: Option<String>,
+    /// With --host: the host's name once more, to do it without asking
+    #[arg(long, value_name = "HOST", requires = "host")]
+    pub confirm: Option<String>,
 }
 
 /// Arguments of `sandbox`.
@@ -198,7 +315,6 @@ impl Command {
     pub fn operation(&self) -> Option<(Operation, &str, Arguments)> {
         let confirmed = |args: &NameArgs| Arguments { id: args.id.clone(), ..Arguments::default() };
         match self {
-            Self::Release(args) => Some((Operation::Release, &args.name, confirmed(args))),
             Self::Format(args) => Some((Operation::Format, &args.name, confirmed(args))),
             Self::AcceptUuid(args) => Some((Operation::AcceptUuid, &args.name, confirmed(args))),
             Self::ProveFailover(args) => {

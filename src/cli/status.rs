@@ -1,31 +1,41 @@
 //! `status`: what this host holds, by the journal's word and the kernel's. Works beside a running
 //! daemon and without one.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io;
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::driver::journal::{self, AttachmentStage, Entry};
+use super::engines;
+use super::table::{cell, table};
+use crate::driver::journal;
+use crate::driver::report::{HostFacts, held_here};
 use crate::host::Paths;
-use crate::host::filesystem::mountinfo;
 
-/// A table or JSON of what is mounted here and what is still to be undone.
-pub fn status(
+/// A table or JSON of what is mounted here, by whom, and what is still to be undone.
+///
+/// # Errors
+/// When the journal or `/proc` cannot be read.
+pub async fn status(
     state_dir: &Path,
     socket: &Path,
     paths: &Paths,
     as_json: bool,
-) -> std::io::Result<String> {
+) -> io::Result<String> {
     let entries = match journal::peek(state_dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error),
     };
-    let mut rows = Vec::new();
+    let facts = HostFacts::read(paths)?;
+    let (mut rows, mut unanswered) = (Vec::new(), Vec::new());
     for (path, entry) in entries {
         match entry {
-            Ok(entry) if entry.has_liabilities() => rows.push(row(&entry, paths)?),
+            Ok(entry) if entry.has_liabilities() => rows.push(held_here(&entry, &facts)?),
+            Ok(entry) if entry.unanswered.is_some() => unanswered.push(entry.shown_name()),
             Ok(_) => {}
             Err(reason) => rows.push(json!({
                 "name": path.file_stem().map(|stem| stem.to_string_lossy()),
@@ -33,86 +43,126 @@ pub fn status(
             })),
         }
     }
+    rows.sort_by_cached_key(|row| row["name"].to_string());
+    if containers(&rows).next().is_some() {
+        let names = engines::names().await;
+        rows.iter_mut().for_each(|row| name_containers(row, &names));
+    }
     if as_json {
         return Ok(format!("{}\n", Value::Array(rows)));
     }
     let mut text = match rows.is_empty() {
         true => "No volume is mounted or attached on this host.\n".to_owned(),
-        false => table(&rows),
+        false => table(
+            ["NAME", "STATE", "USERS", "SINCE", "DEVICE", "MOUNTPOINT"],
+            &rows.iter().map(shown).collect::<Vec<_>>(),
+        ),
     };
+    // Writing to a String cannot fail.
+    if !unanswered.is_empty() {
+        let _ = writeln!(
+            text,
+            "A reserve was never answered, and is watched: {}.",
+            unanswered.join(", ")
+        );
+    }
     let connected = std::os::unix::net::UnixStream::connect(socket);
-    if connected.is_err_and(|error| error.kind() != std::io::ErrorKind::PermissionDenied) {
+    if connected.is_err_and(|error| error.kind() != io::ErrorKind::PermissionDenied) {
         let _ = writeln!(text, "The daemon does not run: nobody listens on {}.", socket.display());
     }
     Ok(text)
 }
 
-fn row(entry: &Entry, paths: &Paths) -> std::io::Result<Value> {
-    let mounted = match &entry.mount {
-        Some(record) => {
-            mountinfo::at(paths, &record.at)?.is_some_and(|found| found.device == record.device)
-        }
-        None => false,
-    };
-    let state = match (mounted, entry.is_complete(), entry.users()) {
-        (true, true, 1..) => "mounted",
-        (true, true, 0) => "mounted, unused",
-        (true, false, _) => "being mounted or released",
-        (false, ..) => "to be released",
-    };
-    let attachment = entry.attachment.as_ref();
-    Ok(json!({
-        "name": entry.shown_name(),
-        "id": entry.volume_id,
-        "state": state,
-        "mountpoint": entry.mount.as_ref().map(|record| &record.at),
-        "device": entry.mount.as_ref().map(|record| &record.device_path),
-        "filesystem": entry.mount.as_ref().map(|record| record.fs_type.to_string()),
-        "users": entry.users(),
-        "references": entry.references,
-        "attachment": attachment.and_then(|attachment| attachment.attachment_id.as_deref()),
-        "attached": attachment.is_some_and(|a| a.stage == AttachmentStage::Attached),
-        "since": entry.mount.as_ref().map(|record| record.since),
-        "last_error": entry.last_error,
-    }))
+/// The ids of all containers.
+fn containers(rows: &[Value]) -> impl Iterator<Item = &str> {
+    let all = rows.iter().flat_map(|row| row["containers"].as_array().into_iter().flatten());
+    all.filter_map(|container| container["id"].as_str())
 }
 
-fn table(rows: &[Value]) -> String {
-    const COLUMNS: [(&str, &str); 5] = [
-        ("NAME", "name"),
-        ("STATE", "state"),
-        ("USERS", "users"),
-        ("DEVICE", "device"),
-        ("MOUNTPOINT", "mountpoint"),
-    ];
-    let cell = |row: &Value, key: &str| match &row[key] {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    let widths = COLUMNS.map(|(title, key)| {
-        rows.iter()
-            .map(|row| cell(row, key).chars().count())
-            .chain([title.len()])
-            .max()
-            .unwrap_or(0)
-    });
-    let mut text = String::new();
-    let mut line = |cells: [String; 5], error: &Value| {
-        let mut shown = String::new();
-        for (cell, width) in cells.iter().zip(widths) {
-            // Writing to a String cannot fail.
-            let _ = write!(shown, "{cell:width$}   ");
-        }
-        text.push_str(shown.trim_end());
-        text.push('\n');
-        if let Value::String(error) = error {
-            let _ = writeln!(text, "    last error: {error}");
-        }
-    };
-    line(COLUMNS.map(|(title, _)| title.to_owned()), &Value::Null);
-    for row in rows {
-        line(COLUMNS.map(|(_, key)| cell(row, key)), &row["last_error"]);
+fn name_containers(row: &mut Value, names: &BTreeMap<String, String>) {
+    for container in row["containers"].as_array_mut().into_iter().flatten() {
+        let name = container["id"].as_str().and_then(|id| names.get(id)).cloned();
+        container["name"] = name.into();
     }
-    text
+}
+
+/// A row's cells, and the lines below it.
+fn shown(row: &Value) -> ([String; 6], Vec<String>) {
+    let mut cells =
+        ["name", "state", "users", "since", "device", "mountpoint"].map(|key| cell(&row[key]));
+    // Adopted mounts were there before.
+    cells[3] = match row["since"].as_u64() {
+        None | Some(0) => "-".to_owned(),
+        Some(seconds) => moment(seconds),
+    };
+    let mut details = Vec::new();
+    let list = |key: &str| row[key].as_array().into_iter().flatten();
+    let users: Vec<String> = list("containers").map(user).collect();
+    if !users.is_empty() {
+        details.push(format!("used by: {}", users.join(", ")));
+    }
+    if let Some(attachment) = row["attachment"].as_str() {
+        details.push(format!("attachment: {attachment} of volume {}", cell(&row["id"])));
+    }
+    for session in list("sessions") {
+        details.push(format!(
+            "session: {} LUN {} at {}, {}",
+            cell(&session["target"]),
+            session["lun"],
+            cell(&session["portal"]),
+            session["state"].as_str().unwrap_or("there is none")
+        ));
+    }
+    for left in list("to_do").filter_map(Value::as_str) {
+        details.push(format!("to do: {left}"));
+    }
+    if let Some(error) = row["last_error"].as_str() {
+        details.push(format!("last error: {error}"));
+    }
+    (cells, details)
+}
+
+/// `web-1 (0123456789ab)`, or the process where no container is known.
+fn user(holder: &Value) -> String {
+    match (holder["name"].as_str(), holder["id"].as_str()) {
+        (Some(name), Some(id)) => format!("{name} ({})", short(id)),
+        (None, Some(id)) => format!("container {}", short(id)),
+        _ => format!("process {} ({})", holder["pid"], cell(&holder["command"])),
+    }
+}
+
+/// As Docker shows an id.
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+/// `2026-11-25 14:02 UTC`
+fn moment(seconds: u64) -> String {
+    let at = UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH);
+    let text = humantime::format_rfc3339_seconds(at).to_string();
+    let (day, time) = text.split_once('T').unwrap_or((&text, ""));
+    format!("{day} {} UTC", time.get(..5).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_day_and_a_time() {
+        assert_eq!(moment(1_795_400_639), "2026-11-23 02:23 UTC");
+        assert_eq!(moment(0), "1970-01-01 00:00 UTC");
+    }
+
+    #[test]
+    fn users_are_named_as_well_as_they_are_known() {
+        let id = "0123456789abcdef".repeat(4);
+        let mut row = json!({ "containers": [{ "id": id }, { "pid": 7, "command": "postgres" }] });
+        name_containers(&mut row, &BTreeMap::from([(id, "web-1".to_owned())]));
+        let (_, details) = shown(&row);
+        assert_eq!(details, ["used by: web-1 (0123456789ab), process 7 (postgres)"]);
+        name_containers(&mut row, &BTreeMap::new());
+        let (_, details) = shown(&row);
+        assert!(details[0].contains("container 0123456789ab,"), "{details:?}");
+    }
 }

@@ -91,6 +91,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("ClusterID", Kind::Text),
     ("AvailabilityZone", Kind::Text),
     ("Profiles", Kind::Profiles),
+    ("Metrics", Kind::Text),
 ];
 
 /// A value of the right kind.

@@ -80,7 +80,8 @@ fn validated(
     let host = checker.host();
     let driver = checker.driver(&host.mount_point);
     let socket_group = checker.socket_group();
-    cloud.map(|cloud| Settings { cloud, host, driver, socket_group })
+    let metrics = checker.metrics();
+    cloud.map(|cloud| Settings { cloud, host, driver, socket_group, metrics })
 }
 
 /// What to tell someone who has not configured anything.
@@ -105,6 +106,8 @@ pub struct Settings {
     pub driver: DriverSettings,
     /// Group that owns the plugin socket (`SocketGroup`): a name or a number. `None` = root.
     pub socket_group: Option<String>,
+    /// Where metrics are served (`Metrics`); `None` = nowhere, and nothing is counted.
+    pub metrics: Option<crate::metrics::server::Address>,
 }
 
 /// Identity and endpoints (`Endpoint`, `Username`, … and `OS_*`).

@@ -12,6 +12,7 @@ use super::file::ConfigFile;
 use super::findings::{Findings, Origin};
 use super::{AttachFlowSetting, DriverSettings, FailoverSettings, HostSettings, Profile};
 use crate::driver::{metadata, options};
+use crate::metrics::server::Address;
 
 const DEFAULT_MOUNT_POINT: &str = "/var/lib/cinder/mount";
 const DEFAULT_STATE_DIR: &str = "/var/lib/cinder/dockerdriver/state";
@@ -45,6 +46,11 @@ impl<'a> Checker<'a> {
     /// The group of the plugin socket.
     pub fn socket_group(&mut self) -> Option<String> {
         self.checked("SocketGroup", |group| Ok(group.to_owned()))
+    }
+
+    /// Where metrics are served.
+    pub fn metrics(&mut self) -> Option<Address> {
+        self.checked("Metrics", Address::parse)
     }
 
     pub fn host(&mut self) -> HostSettings {

@@ -3,6 +3,7 @@
 mod delivery;
 mod peer;
 pub mod protocol;
+pub mod question;
 pub mod server;
 pub mod socket;
 
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use protocol::{Listed, VolumeInfo};
+pub use question::{Question, Subject};
 
 /// What the socket's server asks of the driver. Every method runs in a task of its own, so it
 /// runs to its end whether or not the client is still there.
@@ -60,6 +62,12 @@ pub trait VolumeDriver: Send + Sync + 'static {
         name: &str,
         arguments: &Arguments,
     ) -> Result<Map<String, Value>, Failure>;
+    /// An operator's question, or a request that is about more than one named volume. Answers a
+    /// JSON object.
+    async fn ask(&self, _caller: &Caller, question: &Question) -> Result<Value, Failure> {
+        let what = question.subject().path();
+        Err(Failure { bad_request: true, message: format!("this driver has no {what}") })
+    }
 }
 
 /// What an operator can ask for over the same socket, beside Docker's protocol.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{Arguments, Operation};
+use super::{Arguments, Operation, Subject};
 use crate::shown::shown;
 
 /// Of every answer. Docker does not look at it; go-plugins-helpers and Podman send v1.1.
@@ -65,6 +65,8 @@ pub enum Call {
     List,
     /// One about a single volume.
     Volume(VolumeCall),
+    /// `/Operator.*`: a question of our own commands.
+    Ask(Subject),
 }
 
 /// The calls about a single volume.
@@ -86,6 +88,26 @@ pub enum VolumeCall {
     Operate(Operation),
 }
 
+impl VolumeCall {
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Create => "Create",
+            Self::Remove => "Remove",
+            Self::Mount => "Mount",
+            Self::Unmount => "Unmount",
+            Self::Path => "Path",
+            Self::Get => "Get",
+            Self::Operate(operation) => operation.path().trim_start_matches('/'),
+        }
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_read(self) -> bool {
+        matches!(self, Self::Get | Self::Path)
+    }
+}
+
 impl Call {
     /// The call that an HTTP path stands for.
     pub fn from_path(path: &str) -> Option<Self> {
@@ -100,6 +122,9 @@ impl Call {
             "/VolumeDriver.Path" => Self::Volume(VolumeCall::Path),
             "/VolumeDriver.Get" => Self::Volume(VolumeCall::Get),
             _ => {
+                if let Some(subject) = Subject::ALL.into_iter().find(|one| one.path() == path) {
+                    return Some(Self::Ask(subject));
+                }
                 let operation = Operation::ALL.into_iter().find(|one| one.path() == path)?;
                 Self::Volume(VolumeCall::Operate(operation))
             }
@@ -141,21 +166,7 @@ impl VolumeRequest {
     /// # Errors
     /// A sentence that says what is wrong with it.
     pub fn parse(call: VolumeCall, body: &[u8]) -> Result<Self, String> {
-        if body.trim_ascii().is_empty() {
-            return Err("the request is empty, as when an engine repeats a call whose connection \
-                        broke: try again"
-                .to_owned());
-        }
-        // Said here: serde_json would quote what stands there, all of it.
-        if body.trim_ascii_start().first() != Some(&b'{') {
-            return Err("the request is not a JSON object".to_owned());
-        }
-        let unusable =
-            |error: &dyn fmt::Display| format!("the request is not a JSON object: {error}");
-        let text = std::str::from_utf8(body).map_err(|error| unusable(&error))?;
-        let members: Map<String, Value> =
-            serde_json::from_str(text).map_err(|error| unusable(&error))?;
-        check_unrepeated(text)?;
+        let members = members_of(body)?;
         let name = member_text(&members, "Name")?;
         if name.is_empty() {
             return Err("the request names no volume".to_owned());
@@ -178,6 +189,25 @@ impl VolumeRequest {
         };
         Ok(Self { name, action })
     }
+}
+
+/// The members of the object that a body is, each there once.
+pub(super) fn members_of(body: &[u8]) -> Result<Map<String, Value>, String> {
+    if body.trim_ascii().is_empty() {
+        return Err("the request is empty, as when an engine repeats a call whose connection \
+                    broke: try again"
+            .to_owned());
+    }
+    // Said here: serde_json would quote what stands there, all of it.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err("the request is not a JSON object".to_owned());
+    }
+    let unusable = |error: &dyn fmt::Display| format!("the request is not a JSON object: {error}");
+    let text = std::str::from_utf8(body).map_err(|error| unusable(&error))?;
+    let members: Map<String, Value> =
+        serde_json::from_str(text).map_err(|error| unusable(&error))?;
+    check_unrepeated(text)?;
+    Ok(members)
 }
 
 /// Refuses a name that is there twice, in the request or among its options: of two values nobody
@@ -220,7 +250,7 @@ impl<'de> Deserialize<'de> for Members {
 }
 
 /// A member by its name in any case, as Go's decoder finds it. `null` counts as left out.
-fn member<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+pub(super) fn member<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     let in_any_case = || {
         let named = members.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value).find(|value| !value.is_null())
@@ -228,7 +258,7 @@ fn member<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a Value> 
     members.get(name).filter(|value| !value.is_null()).or_else(in_any_case)
 }
 
-fn member_text(members: &Map<String, Value>, name: &str) -> Result<String, String> {
+pub(super) fn member_text(members: &Map<String, Value>, name: &str) -> Result<String, String> {
     match member(members, name) {
         None => Ok(String::new()),
         Some(Value::String(text)) => Ok(text.clone()),

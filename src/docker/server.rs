@@ -32,9 +32,9 @@ use tracing::Instrument;
 
 use super::delivery::{Outgoing, Receipt, Watched};
 use super::protocol::{self, Action, Call, VolumeCall, VolumeRequest};
-use super::{Caller, Engine, Failure, Listed, VolumeDriver, peer};
-use crate::memory;
+use super::{Caller, Engine, Failure, Listed, Question, Subject, VolumeDriver, peer};
 use crate::shown::shown;
+use crate::{memory, metrics};
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -178,6 +178,7 @@ impl Server {
             Call::Activate => return success(&protocol::activated()),
             Call::Capabilities => return success(&protocol::capabilities()),
             Call::List => return self.list(engine).await,
+            Call::Ask(subject) => return self.ask(engine, subject, &body).await,
             Call::Volume(call) => call,
         };
         let request = match VolumeRequest::parse(call, &body) {
@@ -213,7 +214,8 @@ impl Server {
         let what = format!("{call:?} of volume \"{}\"", shown(&request.name));
         let span = tracing::info_span!("operation", op = ?call, volume = request.name);
         let task = self.clone().run(caller, request);
-        let running = self.tasks.spawn(logged(call, task).instrument(span));
+        let logged = logged(call.name(), call.is_read(), task);
+        let running = self.tasks.spawn(logged.instrument(span));
         match timeout_at(deadline, running).await {
             Ok(ended) => ended.unwrap_or_else(|error| Err(crashed(&what, &error))),
             // Dropping the handle leaves the task alone. Should it still mount, its receipt is
@@ -255,13 +257,45 @@ impl Server {
         answer.map(|answer| (answer, None))
     }
 
+    /// Answers an operator's question, in a task of its own as all operations.
+    async fn ask(&self, engine: Option<Engine>, subject: Subject, body: &[u8]) -> Response<Body> {
+        let question = match Question::parse(subject, body) {
+            Ok(question) => question,
+            Err(message) => return refusal(StatusCode::BAD_REQUEST, &message),
+        };
+        let limit =
+            if subject.is_read() { self.limits.others } else { self.limits.create_and_mount };
+        let (caller, _answered) = caller(engine, limit);
+        let deadline = caller.deadline;
+        let span =
+            tracing::info_span!("operation", op = subject.name(), volume = question.volume());
+        let driver = self.driver.clone();
+        let task = async move { Ok((driver.ask(&caller, &question).await?, None)) };
+        let logged = logged(subject.name(), subject.is_read(), task);
+        let running = self.tasks.spawn(logged.instrument(span));
+        match timeout_at(deadline, running).await {
+            Ok(Ok(Ok((answer, _)))) => success(&answer),
+            Ok(Ok(Err(failure))) => failed(&failure),
+            Ok(Err(error)) => failed(&crashed(subject.path(), &error)),
+            Err(_) => failed(&failure(format!(
+                "no answer after {} s, but what was begun goes on: try again in a while",
+                limit.as_secs_f32()
+            ))),
+        }
+    }
+
     async fn list(&self, engine: Option<Engine>) -> Response<Body> {
+        let begun = Instant::now();
         let (caller, answered) = caller(engine, self.limits.others);
         let deadline = caller.deadline;
         let driver = self.driver.clone();
-        let running = self.tasks.spawn(async move { driver.list(&caller).await });
+        let span = tracing::info_span!("operation", op = "List");
+        let listing = async move { driver.list(&caller).await };
+        let running = self.tasks.spawn(listing.instrument(span));
         let too_late = || Err(failure("the list of volumes takes too long, try again".to_owned()));
-        match timeout_at(deadline, first_page(running)).await.unwrap_or_else(|_| too_late()) {
+        let first = timeout_at(deadline, first_page(running)).await.unwrap_or_else(|_| too_late());
+        metrics::operation("List", if first.is_ok() { "ok" } else { "failed" }, begun.elapsed());
+        match first {
             Ok((first, pages)) => list_response(&first, pages, deadline, answered),
             Err(failure) => {
                 tracing::warn!(error = failure.message, "cannot list the volumes");
@@ -282,11 +316,21 @@ fn caller(engine: Option<Engine>, limit: Duration) -> (Caller, DropGuard) {
 /// Logs how an operation ended, whoever still waits for it. Reads that go well are for debugging
 /// (an engine sends three for every container); a Get that fails is often the question whether a
 /// name is free.
-async fn logged(call: VolumeCall, operation: impl Future<Output = Outcome>) -> Outcome {
+async fn logged(
+    operation: &'static str,
+    is_read: bool,
+    work: impl Future<Output = Outcome>,
+) -> Outcome {
     let begun = Instant::now();
-    let outcome = operation.await;
-    let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let is_read = matches!(call, VolumeCall::Get | VolumeCall::Path);
+    let outcome = work.await;
+    let elapsed = begun.elapsed();
+    let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    let kind = match &outcome {
+        Ok(_) => "ok",
+        Err(failure) if failure.bad_request => "bad_request",
+        Err(_) => "failed",
+    };
+    metrics::operation(operation, kind, elapsed);
     match &outcome {
         Ok(_) if is_read => tracing::debug!(elapsed_ms, "done"),
         Ok(_) => tracing::info!(elapsed_ms, "done"),

@@ -65,7 +65,7 @@ pub struct SocketFile {
 impl SocketFile {
     /// Removes the file, if it is still the one that was made. (Somebody may have moved another
     /// into its place.)
-    pub fn unlink(self) {
+    pub fn unlink(&self) {
         let still_ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|metadata| identity(&metadata) == self.identity);
         if still_ours && let Err(error) = fs::remove_file(&self.path) {

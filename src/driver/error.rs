@@ -80,6 +80,23 @@ impl DriverError {
         Self::Operation { action, name: shown(name), source: Box::new(self) }
     }
 
+    /// What sort of failure it is, as metrics name it.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "bad_request",
+            Self::NotFound(_) => "not_found",
+            Self::Duplicates { .. } => "duplicates",
+            Self::Refused(_) => "refused",
+            Self::NotYet(_) => "not_yet",
+            Self::Cloud(error) => error.label(),
+            Self::Host(_) => "host",
+            Self::Journal(_) => "journal",
+            Self::Shared(error) => error.label(),
+            Self::Operation { source, .. } => source.label(),
+            Self::Undo { .. } => "not_undone",
+        }
+    }
+
     fn is_bad_request(&self) -> bool {
         match self {
             Self::BadRequest(_) => true,

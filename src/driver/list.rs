@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{Driver, DriverError, VolumeName, metadata};
@@ -38,18 +39,23 @@ impl Driver {
     pub(super) fn list_volumes(driver: &Arc<Self>) -> mpsc::Receiver<Result<Vec<Listed>, Failure>> {
         let (sender, receiver) = mpsc::channel(1);
         let (driver, pages) = (Arc::clone(driver), sender.clone());
-        tokio::spawn(async move {
+        let send = async move {
             // A task of its own: should it break off, the list must not look complete.
-            let sent = tokio::spawn(async move { driver.send_pages(&pages).await });
+            let pages = async move { driver.send_pages(&pages).await };
+            let sent = tokio::spawn(pages.in_current_span());
             let reason = match sent.await {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => crate::error_chain::Chain(&error).to_string(),
+                Ok(Err(error)) => {
+                    crate::metrics::error(error.label());
+                    crate::error_chain::Chain(&error).to_string()
+                }
                 Err(broken) => broken.to_string(),
             };
             let message = format!("cannot list volumes: {reason}");
             // A receiver that is gone needs no answer.
             sender.send(Err(Failure { bad_request: false, message })).await.ok();
-        });
+        };
+        tokio::spawn(send.in_current_span());
         receiver
     }
 

@@ -12,6 +12,7 @@ mod flights;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod get;
+pub mod health;
 pub mod journal;
 mod list;
 mod locks;
@@ -28,6 +29,7 @@ pub mod references;
 mod release;
 mod remove;
 mod renaming;
+pub mod report;
 mod resize;
 mod resolve;
 mod snapshot;
@@ -49,8 +51,9 @@ pub use name::VolumeName;
 
 use crate::config::{DriverSettings, HostSettings};
 use crate::docker::{
-    Arguments, Caller, Engine, Failure, Listed, Operation, VolumeDriver, VolumeInfo,
+    Arguments, Caller, Engine, Failure, Listed, Operation, Question, VolumeDriver, VolumeInfo,
 };
+use crate::error_chain::Chain;
 use crate::host::attach::{Attacher, DeviceState};
 use crate::host::filesystem::mount::is_healthy;
 use crate::host::filesystem::mountinfo::{self, MountEntry};
@@ -58,6 +61,7 @@ use crate::host::identity::HostIdentity;
 use crate::host::process::{self, MountHolder};
 use crate::host::{Exec, HostError, Paths};
 use crate::locks::Locks;
+use crate::metrics;
 use crate::openstack::Cloud;
 use journal::{Entry, Journal, MountRecord};
 use metadata::fs_type;
@@ -286,7 +290,10 @@ fn named<T>(
     name: &str,
     result: Result<T, DriverError>,
 ) -> Result<T, Failure> {
-    result.map_err(|error| Failure::from(error.during(action, name)))
+    result.map_err(|error| {
+        metrics::error(error.label());
+        Failure::from(error.during(action, name))
+    })
 }
 
 #[async_trait]
@@ -353,6 +360,30 @@ impl VolumeDriver for Arc<Driver> {
         };
         let done = Box::pin(self.operate_on(caller, operation, name, arguments)).await;
         named(action, name, done)
+    }
+
+    async fn ask(&self, caller: &Caller, question: &Question) -> Result<Value, Failure> {
+        let name = question.volume();
+        match question {
+            Question::List { all } => {
+                let list = self.report().list(*all).await;
+                list.map_err(|error| {
+                    metrics::error(error.label());
+                    let message = format!("cannot list volumes: {}", Chain(&error));
+                    Failure { bad_request: false, message }
+                })
+            }
+            Question::Inspect { .. } => named("inspect", name, self.report().inspect(name).await),
+            Question::Health { deep } => Ok(self.health(*deep).await),
+            Question::Adopt { new_name, confirmed, .. } => {
+                let adopted = self.adopt_by_hand(caller, name, new_name, confirmed.as_deref());
+                named("adopt", name, Box::pin(adopted).await)
+            }
+            Question::ReleaseFrom { host, attachments, .. } => {
+                let released = self.release_from(caller, name, host, attachments);
+                named("release", name, Box::pin(released).await)
+            }
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the operator of this host can ask for: the ways out that errors name (release, format,
-//! accept-uuid), prove-failover, resize and snapshots.
+//! accept-uuid), prove-failover, adopt, resize and snapshots.
 //!
 //! What destroys something is asked twice: without the volume's id it says what it would do and
 //! changes nothing for good; with the id it does it.
@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::attach::{Connected, Reserved};
 use super::metadata::{self, FormatState, MountSettings};
+use super::prepare::choose_partition;
 use super::release::{DOUBTFUL_FOR, unchanged_for};
-use super::{Driver, DriverError, VolumeName};
+use super::{Driver, DriverError, VolumeName, report};
 use crate::docker::{Arguments, Caller, Operation};
 use crate::error_chain::Chain;
 use crate::host::filesystem::probe::{self, BlankProof, Contents};
@@ -48,15 +49,9 @@ impl Driver {
         let name = VolumeName::parse(name)?;
         let volume = self.find_known(&name).await?;
         let confirmed = match arguments.id.as_deref() {
+            // Its id is the snapshot's.
             _ if operation == Operation::DeleteSnapshot => false,
-            None => false,
-            Some(id) if Uuid::parse_str(id) == Ok(volume.id) => true,
-            Some(_) => {
-                return Err(DriverError::BadRequest(format!(
-                    "the id given is not the volume's ({}); nothing was done",
-                    volume.id
-                )));
-            }
+            id => is_confirmed(&volume, id)?,
         };
         let _guard = self.volumes.lock_for(&volume.id, caller, name.as_str()).await?;
         let answer = match operation {
@@ -132,6 +127,172 @@ impl Driver {
         }
         if confirmed {
             self.free(volume).await?;
+        }
+        Ok(Answer { volume: volume.id, says, done: confirmed })
+    }
+
+    /// Takes a volume from a host that is gone, if it is held exactly as the operator was shown:
+    /// between the showing and the word of the operator a living host may have come.
+    pub(super) async fn release_from(
+        &self,
+        caller: &Caller,
+        id: &str,
+        host: &str,
+        shown: &[String],
+    ) -> Result<Value, DriverError> {
+        let id = Uuid::parse_str(id)
+            .map_err(|_| DriverError::BadRequest("that is no volume's id".to_owned()))?;
+        if host == self.host.identity.host {
+            return Err(DriverError::Refused(format!(
+                "{host} is this very host: stop the containers that use its volumes instead"
+            )));
+        }
+        let _guard = self.volumes.lock_for(&id, caller, &id.to_string()).await?;
+        let volume =
+            self.volume_if_any(id).await?.ok_or_else(|| DriverError::NotFound(id.to_string()))?;
+        if self.journal.get(id)?.is_some_and(|entry| entry.has_liabilities()) {
+            return Err(DriverError::Refused("this host holds it, too".to_owned()));
+        }
+        let held: Vec<_> = volume
+            .attachments
+            .iter()
+            .map(|attachment| (&attachment.attachment_id, report::holder_of(attachment).0))
+            .collect();
+        let as_shown = held.len() == shown.len()
+            && held.iter().all(|(id, holder)| shown.contains(id) && *holder == Some(host));
+        if !as_shown || held.is_empty() {
+            return Err(DriverError::Refused(format!(
+                "what holds it is not what was shown: now it is {}; nothing was done",
+                match volume.attachments.first() {
+                    Some(attachment) => super::mount::shown_holder(attachment),
+                    None => format!("{} in Cinder", volume.status),
+                }
+            )));
+        }
+        self.free(&volume).await?;
+        let says = [format!("\"{}\" is taken from {host}", shown_name(&volume))];
+        Ok(report::answer(id, &says, true))
+    }
+
+    /// Takes a volume that was made elsewhere into the driver's care: it gets our mark, so that it is
+    /// listed, and removed by `docker volume rm`, and the UUID of its filesystem, so that no other is
+    /// ever taken for it. Nothing of what is on it changes.
+    pub(super) async fn adopt_by_hand(
+        &self,
+        caller: &Caller,
+        given: &str,
+        new_name: &str,
+        confirmed: Option<&str>,
+    ) -> Result<Value, DriverError> {
+        let volume = report::find_any(&self.cloud, given).await?;
+        let confirmed = is_confirmed(&volume, confirmed)?;
+        let name = self.name_after_adoption(&volume, new_name).await?;
+        let _guard = self.volumes.lock_for(&volume.id, caller, name.as_str()).await?;
+        if metadata::is_ours(&volume) {
+            return Err(DriverError::Refused(
+                "it is in the driver's care already: there is nothing to adopt".to_owned(),
+            ));
+        }
+        if let Some(attachment) = volume.attachments.first() {
+            return Err(DriverError::Refused(format!(
+                "volume {} is in use: it is attached to {}",
+                volume.id,
+                super::mount::shown_holder(attachment)
+            )));
+        }
+        let answer = Box::pin(self.with_device(&name, &volume, |connected| {
+            self.adopt_connected(connected, &name, confirmed)
+        }))
+        .await?;
+        if answer.done {
+            let volume = self.cloud.volume(volume.id).await?;
+            self.remember(&name, &volume).await?;
+        }
+        Ok(Value::Object(answer.into_json()))
+    }
+
+    /// The name by which Docker will know it. No other volume may have it.
+    async fn name_after_adoption(
+        &self,
+        volume: &Volume,
+        new_name: &str,
+    ) -> Result<VolumeName, DriverError> {
+        if new_name.is_empty() {
+            return VolumeName::parse(&volume.name).map_err(|_| {
+                DriverError::Refused(format!(
+                    "its name in Cinder, \"{}\", is none that Docker can say: give it another, \
+                     \"cinder-docker-driver adopt {} NEW-NAME\"",
+                    crate::shown::shown(&volume.name),
+                    volume.id
+                ))
+            });
+        }
+        let name = VolumeName::parse(new_name)?;
+        let others = self.cloud.volumes_named(new_name).await?;
+        match others.iter().find(|other| other.id != volume.id) {
+            Some(other) => Err(DriverError::Refused(format!(
+                "there is a volume named \"{name}\" already, {}: choose another name",
+                other.id
+            ))),
+            None => Ok(name),
+        }
+    }
+
+    async fn adopt_connected(
+        &self,
+        Connected { device, volume }: Connected,
+        name: &VolumeName,
+        confirmed: bool,
+    ) -> Result<Answer, DriverError> {
+        let settings = MountSettings::of(&volume)?;
+        let contents = match probe::probe(&device).await? {
+            Contents::Partitions(partitions) => {
+                let chosen = choose_partition(&partitions, settings.partition);
+                (*chosen.map_err(DriverError::Refused)?.contents).clone()
+            }
+            contents => contents,
+        };
+        let Contents::Filesystem(filesystem) = contents else {
+            return Err(DriverError::Refused(format!(
+                "volume {} holds {}, and only a volume with a filesystem that this driver knows \
+                 (ext4, xfs, btrfs) is adopted; nothing was changed",
+                volume.id,
+                shown(&contents)
+            )));
+        };
+        match FormatState::of(&volume)? {
+            None => {}
+            Some(FormatState::Formatted(uuid)) if uuid == filesystem.uuid => {}
+            Some(state) => {
+                return Err(DriverError::Refused(format!(
+                    "its metadata says {state}, but it holds an {} filesystem with UUID {}: see \
+                     \"cinder-docker-driver accept-uuid\"",
+                    filesystem.mount_type, filesystem.uuid
+                )));
+            }
+        }
+        let mut says = vec![format!(
+            "volume {} ({} GiB) holds an {} filesystem with UUID {}, which stays as it is",
+            volume.id, volume.size, filesystem.mount_type, filesystem.uuid
+        )];
+        if volume.name != name.as_str() {
+            let old = crate::shown::shown(&volume.name);
+            says.push(format!("in Cinder it is renamed from \"{old}\" to \"{name}\""));
+        }
+        says.push(format!(
+            "it becomes this driver's: \"docker volume ls\" lists it, and \"docker volume rm {name}\" \
+             will delete it with all that is on it"
+        ));
+        if confirmed {
+            // The name first: what breaks off between the two is adopted by the same command again.
+            if volume.name != name.as_str() {
+                self.cloud.rename_volume(volume.id, name.as_str()).await?;
+            }
+            let marks = [
+                (metadata::NONCE.to_owned(), Uuid::new_v4().to_string()),
+                (metadata::FORMAT.to_owned(), FormatState::Formatted(filesystem.uuid).to_string()),
+            ];
+            self.cloud.set_metadata(volume.id, &marks.into()).await?;
         }
         Ok(Answer { volume: volume.id, says, done: confirmed })
     }
@@ -266,6 +427,22 @@ impl Driver {
         }
         Ok(Answer { volume: volume.id, says, done: confirmed })
     }
+}
+
+/// Whether the operator has said the volume's id. Another one is an error.
+fn is_confirmed(volume: &Volume, id: Option<&str>) -> Result<bool, DriverError> {
+    match id {
+        None => Ok(false),
+        Some(id) if Uuid::parse_str(id) == Ok(volume.id) => Ok(true),
+        Some(_) => Err(DriverError::BadRequest(format!(
+            "the id given is not the volume's ({}); nothing was done",
+            volume.id
+        ))),
+    }
+}
+
+fn shown_name(volume: &Volume) -> String {
+    crate::shown::shown(&volume.name)
 }
 
 /// A reservation may be freed by hand once it has stood unchanged for a while: until then some

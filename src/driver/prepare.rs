@@ -211,7 +211,10 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// One partition with a filesystem is mounted; of several the option `partition` says which.
-fn choose_partition(partitions: &[Partition], wanted: Option<u32>) -> Result<&Partition, String> {
+pub(super) fn choose_partition(
+    partitions: &[Partition],
+    wanted: Option<u32>,
+) -> Result<&Partition, String> {
     let shown = || {
         partitions
             .iter()

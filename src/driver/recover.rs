@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::journal::Entry;
@@ -47,7 +48,13 @@ impl Driver {
                     Some(due) if due <= now => {
                         busy.insert(id);
                         let driver = Arc::clone(self);
-                        running.spawn(async move { (id, driver.finish(&entry).await) });
+                        let span = tracing::info_span!(
+                            "operation",
+                            op = "finish",
+                            volume = entry.shown_name()
+                        );
+                        let finish = async move { (id, driver.finish(&entry).await) };
+                        running.spawn(finish.instrument(span));
                     }
                     Some(due) => next = Some(next.map_or(due, |next| next.min(due))),
                 }

@@ -99,6 +99,15 @@ pub fn mount_holders(paths: &Paths, device: DeviceNumber, ours: &Path) -> Vec<Mo
     answers.into_values().flatten().chain(nameless).collect()
 }
 
+/// The container that a process is in, by its control group: Docker, Podman and containerd name it
+/// after the container's id, 64 hexadecimal digits.
+pub fn container_of(paths: &Paths, pid: i32) -> Option<String> {
+    let groups = fs::read_to_string(paths.proc.join(format!("{pid}/cgroup"))).ok()?;
+    let is_id = |word: &&str| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    // With containers in a container the innermost comes last.
+    groups.split(|c: char| !c.is_ascii_alphanumeric()).rfind(is_id).map(str::to_owned)
+}
+
 /// Processes of our own namespace that keep files open below `path` (to say who makes umount
 /// busy): pid and command.
 pub fn file_users(paths: &Paths, path: &Path) -> Vec<(i32, String)> {
@@ -237,6 +246,25 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(start_time(&paths, own).is_some_and(|ticks| ticks > 0));
         assert_eq!(boot_id(&paths).unwrap().len(), 36);
+    }
+
+    #[test]
+    fn a_container_is_known_by_its_control_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { proc: dir.path().into(), ..Paths::default() };
+        let id = "0123456789abcdef".repeat(4);
+        fs::create_dir(dir.path().join("9")).unwrap();
+        for (groups, found) in [
+            (format!("0::/system.slice/docker-{id}.scope\n"), Some(&id)),
+            (format!("5:memory:/docker/{id}\n1:name=systemd:/docker/{id}\n"), Some(&id)),
+            (format!("0::/machine.slice/libpod-{id}.scope/container\n"), Some(&id)),
+            ("0::/user.slice/user-1000.slice/session-3.scope\n".to_owned(), None),
+            (format!("0::/x/{id}0\n"), None),
+        ] {
+            fs::write(dir.path().join("9/cgroup"), &groups).unwrap();
+            assert_eq!(container_of(&paths, 9).as_ref(), found, "{groups}");
+        }
+        assert_eq!(container_of(&paths, 10), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, LOCATION};
 use secrecy::SecretString;
@@ -25,6 +25,9 @@ pub(super) struct Answer {
     pub(super) request_id: Option<String>,
     /// Keystone v3 gives the token here.
     pub(super) subject_token: Option<SecretString>,
+    /// By how many seconds the service's clock was ahead of ours when it answered (its Date, whole
+    /// seconds).
+    pub(super) clock_ahead: Option<i64>,
     body: Vec<u8>,
 }
 
@@ -75,6 +78,7 @@ pub(super) fn judge(
             status,
             request_id: request_id(headers),
             subject_token: header(headers, "x-subject-token").map(SecretString::from),
+            clock_ahead: header(headers, "date").and_then(|date| clock_ahead(&date)),
             body,
         });
     }
@@ -82,6 +86,15 @@ pub(super) fn judge(
         200..300 => Err(not_understood(call, status, headers, "it is an answer to something else")),
         300..400 => Err(redirected(call, url, status, headers)),
         _ => Err(refused(call, status, headers, &body)),
+    }
+}
+
+/// `None` for a date that makes no sense.
+fn clock_ahead(date: &str) -> Option<i64> {
+    let theirs = httpdate::parse_http_date(date).ok()?;
+    match theirs.duration_since(SystemTime::now()) {
+        Ok(ahead) => i64::try_from(ahead.as_secs()).ok(),
+        Err(behind) => i64::try_from(behind.duration().as_secs()).ok().map(|seconds| -seconds),
     }
 }
 

@@ -59,6 +59,18 @@ pub struct CloudFacts {
     pub token_expires_in: Option<Duration>,
     /// Roles in the token.
     pub roles: Vec<String>,
+    /// By how many seconds Keystone's clock is ahead of this host's, by the Date of its answer;
+    /// negative when it is behind.
+    pub clock_ahead: Option<i64>,
+}
+
+/// What a project uses, and may use; `None` = no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Volumes.
+    pub volumes: (u64, Option<u64>),
+    /// GiB of volumes and snapshots.
+    pub gigabytes: (u64, Option<u64>),
 }
 
 impl Cloud {
@@ -88,6 +100,7 @@ impl Cloud {
             max_microversion: self.max_microversion().await?,
             token_expires_in: session.token.expires_in(),
             roles: session.token.roles.clone(),
+            clock_ahead: session.token.clock_ahead,
         })
     }
 
@@ -307,6 +320,24 @@ impl Cloud {
             .await?;
         let usable = rows.iter().filter(|row| row["zoneState"]["available"] == true);
         Ok(usable.filter_map(|row| text(&row["zoneName"])).collect())
+    }
+
+    /// What the project may have and has (`GET /limits`).
+    pub async fn limits(&self) -> Result<Limits, CloudError> {
+        let call = Call::list(Service::BlockStorage, "read the quota", "/limits", None);
+        let answer = self.send(&call).await?;
+        let body: Value = answer.json(&call)?;
+        let absolute = &body["limits"]["absolute"];
+        if !absolute.is_object() {
+            return Err(answer.unexpected(&call, "its answer has no limits"));
+        }
+        // -1 is no limit.
+        let limit = |key: &str| absolute[key].as_u64();
+        let used = |key: &str| absolute[key].as_u64().unwrap_or_default();
+        Ok(Limits {
+            volumes: (used("totalVolumesUsed"), limit("maxTotalVolumes")),
+            gigabytes: (used("totalGigabytesUsed"), limit("maxTotalVolumeGigabytes")),
+        })
     }
 
     /// A snapshot by id or by exact name. Several of one name: an error that lists the ids.

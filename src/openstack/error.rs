@@ -78,6 +78,23 @@ impl CloudError {
         self
     }
 
+    /// Its kind, as metrics name it.
+    pub fn label(&self) -> &'static str {
+        match self.kind {
+            CloudErrorKind::NotFound => "cloud_not_found",
+            CloudErrorKind::InvalidState => "cloud_invalid_state",
+            CloudErrorKind::NeedsInstanceUuid => "cloud_needs_instance",
+            CloudErrorKind::BadRequest => "cloud_bad_request",
+            CloudErrorKind::Quota => "cloud_quota",
+            CloudErrorKind::Forbidden => "cloud_forbidden",
+            CloudErrorKind::Unauthenticated => "cloud_unauthenticated",
+            CloudErrorKind::Catalog => "cloud_catalog",
+            CloudErrorKind::Ambiguous => "cloud_ambiguous",
+            CloudErrorKind::Unreachable => "cloud_unreachable",
+            CloudErrorKind::Busy => "cloud_busy",
+        }
+    }
+
     /// Whether the request may have taken effect all the same.
     pub fn is_ambiguous(&self) -> bool {
         self.kind == CloudErrorKind::Ambiguous

@@ -13,6 +13,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::effects::{self, Kind};
+use crate::metrics;
 
 use super::answer::{self, Answer};
 use super::tls::Clients;
@@ -47,6 +48,15 @@ impl Service {
             Self::Identity => "Keystone",
             Self::BlockStorage => "Cinder",
             Self::Image => "Glance",
+        }
+    }
+
+    /// As metrics name it.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Identity => "keystone",
+            Self::BlockStorage => "cinder",
+            Self::Image => "glance",
         }
     }
 }
@@ -139,6 +149,46 @@ impl Call {
         }
     }
 
+    /// What sort of call it is, as metrics name it: the path without what names one thing, or the
+    /// action. What is not known here is `other`.
+    fn label(&self) -> &'static str {
+        let parts: Vec<&str> = self.path.split('/').filter(|part| !part.is_empty()).collect();
+        match parts.as_slice() {
+            [] => "versions",
+            ["auth", "tokens"] | ["tokens"] => "tokens",
+            ["volumes"] | ["volumes", "detail"] => "volumes",
+            ["volumes", _] => "volume",
+            ["volumes", _, "metadata", ..] => "metadata",
+            ["volumes", _, "action"] => self.action().unwrap_or("action"),
+            ["attachments"] | ["attachments", "detail"] => "attachments",
+            ["attachments", _] => "attachment",
+            ["attachments", _, "action"] => "os-complete",
+            ["snapshots", ..] => "snapshots",
+            ["messages", ..] => "messages",
+            ["limits"] => "limits",
+            ["types", ..] => "types",
+            ["images", ..] => "images",
+            _ => "other",
+        }
+    }
+
+    /// The action is the only key of the body.
+    fn action(&self) -> Option<&'static str> {
+        const KNOWN: [&str; 9] = [
+            "os-reserve",
+            "os-unreserve",
+            "os-initialize_connection",
+            "os-terminate_connection",
+            "os-attach",
+            "os-detach",
+            "os-begin_detaching",
+            "os-roll_detaching",
+            "os-extend",
+        ];
+        let Body(body) = self.body.as_ref()?;
+        KNOWN.into_iter().find(|name| body.get(name).is_some())
+    }
+
     /// Whether nobody knows what became of it when the answer is lost.
     pub(super) fn has_effect(&self) -> bool {
         self.repeat == Repeat::WhenNotDone
@@ -228,6 +278,13 @@ impl Http {
             Ok(answer) => (Some(answer.status), answer.request_id.as_deref()),
             Err(error) => (error.status, error.request_id.as_deref()),
         };
+        metrics::cloud_request(
+            call.service.label(),
+            method_label(&call.method),
+            call.label(),
+            status,
+            started.elapsed(),
+        );
         tracing::debug!(
             method = %call.method,
             host = url.host_str(),
@@ -309,6 +366,16 @@ fn pause_before_repeating(call: &Call, error: &CloudError, tries: u32) -> Option
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
 }
 
 fn target(endpoint: &Url, call: &Call) -> Url {

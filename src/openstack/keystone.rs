@@ -27,6 +27,8 @@ pub(super) struct Token {
     pub(super) catalog: Catalog,
     /// Root of the identity version that gave it.
     pub(super) identity_url: Url,
+    /// By how many seconds Keystone's clock was ahead of ours.
+    pub(super) clock_ahead: Option<i64>,
     obtained: Instant,
     /// From `obtained` on. By Keystone's own clock where possible, for this host's may be wrong.
     lifetime: Option<Duration>,
@@ -296,6 +298,7 @@ pub(super) fn token_v3(
         roles: names(&token["roles"]),
         catalog: Catalog::from_v3(&token["catalog"]),
         identity_url,
+        clock_ahead: answer.clock_ahead,
         obtained: Instant::now(),
         lifetime: lifetime(issued, &token["expires_at"]),
     })
@@ -317,6 +320,7 @@ pub(super) fn token_v2(
         roles: names(&access["user"]["roles"]),
         catalog: Catalog::from_v2(&access["serviceCatalog"]),
         identity_url,
+        clock_ahead: answer.clock_ahead,
         obtained: Instant::now(),
         lifetime: lifetime(&token["issued_at"], &token["expires"]),
     })

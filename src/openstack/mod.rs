@@ -19,6 +19,6 @@ mod tests;
 mod tls;
 
 pub use attachment::{AttachFlow, Connection, Holder, Reservation};
-pub use cinder::{Cloud, CloudFacts};
+pub use cinder::{Cloud, CloudFacts, Limits};
 pub use error::{CloudError, CloudErrorKind};
 pub use model::{AttachmentInfo, Backup, CreateVolume, Snapshot, Volume, VolumePage, VolumeStatus};

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use tracing::Instrument;
 use url::Url;
 
 use super::answer::Answer;
@@ -104,16 +105,17 @@ impl Sessions {
             if session.token.should_be_renewed() && self.renewing.try_lock().is_ok() {
                 // Nobody waits for it: the old token still serves.
                 let renewal = Arc::clone(self).renew(seen);
-                tokio::spawn(async move {
+                let renewed = async move {
                     if let Err(error) = renewal.await {
                         tracing::warn!(%error, "cannot renew the token yet");
                     }
-                });
+                };
+                tokio::spawn(renewed.in_current_span());
             }
             return Ok(session);
         }
         // In a task of its own, so that a caller who gives up doesn't take the login with it.
-        match tokio::spawn(Arc::clone(self).renew(seen)).await {
+        match tokio::spawn(Arc::clone(self).renew(seen).in_current_span()).await {
             Ok(result) => result,
             Err(_) => Err(CloudError::new(
                 CloudErrorKind::Unreachable,
@@ -137,6 +139,7 @@ impl Sessions {
             }
         }
         let result = self.authenticate().await.map(Arc::new);
+        crate::metrics::token(if result.is_ok() { "ok" } else { "failed" });
         let mut current = self.current();
         current.attempts += 1;
         current.failure = result.as_ref().err().cloned();

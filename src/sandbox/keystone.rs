@@ -3,6 +3,8 @@
 //! At `/v3` and `/v2.0`, and the same below `/identity`, as DevStack has it. Every wrong user,
 //! password, project or role is one and the same 401, as in the real one.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -60,7 +62,15 @@ pub(super) fn handle(cloud: &Cloud, request: &Request, call: &str) -> Reply {
     answered
         .unwrap_or_else(|refusal| refusal.reply(&behaviour, &base))
         .header("Vary", "X-Auth-Token")
+        .header("Date", date(behaviour.clock_ahead))
         .header("x-openstack-request-id", format!("req-{}", Uuid::new_v4()))
+}
+
+/// The moment by a clock that is so many seconds ahead.
+fn date(ahead: i64) -> String {
+    let (now, apart) = (SystemTime::now(), Duration::from_secs(ahead.unsigned_abs()));
+    let then = if ahead < 0 { now.checked_sub(apart) } else { now.checked_add(apart) };
+    httpdate::fmt_http_date(then.unwrap_or(now))
 }
 
 /// Why Keystone says no.

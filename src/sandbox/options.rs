@@ -66,6 +66,8 @@ pub struct Behaviour {
     pub extending_ms: u64,
     /// How long a token lives, in seconds.
     pub token_seconds: u32,
+    /// By how many seconds Keystone's Date is ahead of the truth; negative when it is behind.
+    pub clock_ahead: i64,
     /// Of each project.
     pub quotas: Quotas,
     /// Most rows that a list answers at once (`osapi_max_limit`).
@@ -86,6 +88,7 @@ impl Default for Behaviour {
             deleting_ms: 20,
             extending_ms: 20,
             token_seconds: 24 * 3600,
+            clock_ahead: 0,
             quotas: Quotas::default(),
             max_limit: 1000,
             block_storage: true,

@@ -229,6 +229,7 @@ pub struct Node {
     config: Map<String, Value>,
     environment: Vec<(&'static str, PathBuf)>,
     below: Vec<OsString>,
+    arguments: Vec<OsString>,
     daemon: Option<Child>,
     /// The longest that a call was waited for, in milliseconds.
     longest: AtomicU64,
@@ -275,6 +276,7 @@ impl Node {
             config,
             environment: Vec::new(),
             below: Vec::new(),
+            arguments: Vec::new(),
             daemon: None,
             longest: AtomicU64::new(0),
         }
@@ -314,6 +316,7 @@ impl Node {
             .arg("--socket")
             .arg(&self.socket)
             .arg("--debug")
+            .args(&self.arguments)
             .env_clear()
             .env("PATH", "/nowhere")
             .envs(self.environment.iter().cloned())
@@ -337,6 +340,11 @@ impl Node {
     /// The daemon runs below this program: its words, up to the daemon's own.
     pub fn run_below(&mut self, words: Vec<OsString>) {
         self.below = words;
+    }
+
+    /// For the daemons that are started from now on.
+    pub fn add_argument(&mut self, argument: &str) {
+        self.arguments.push(argument.into());
     }
 
     /// Whether the daemon has ended; it is no child any more then.

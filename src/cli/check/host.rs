@@ -50,14 +50,20 @@ fn install_command(error: &ExecError) -> String {
 }
 
 /// Who this host is to Cinder and to targets.
-pub(super) fn check_initiator(paths: &Paths, settings: &HostSettings, findings: &mut Findings) {
+pub(super) fn check_initiator(
+    paths: &Paths,
+    settings: &HostSettings,
+    findings: &mut Findings,
+) -> Option<HostIdentity> {
     let identity = match HostIdentity::discover(paths, settings) {
         Ok(identity) => identity,
         Err(error) if is_denied(&error) => {
-            return findings.skip("initiator", "its name is shown to root only");
+            findings.skip("initiator", "its name is shown to root only");
+            return None;
         }
         Err(error) => {
-            return findings.error("initiator", Chain(&error).to_string(), START_ISCSID);
+            findings.error("initiator", Chain(&error).to_string(), START_ISCSID);
+            return None;
         }
     };
     for warning in identity.warnings(paths, settings) {
@@ -74,7 +80,15 @@ pub(super) fn check_initiator(paths: &Paths, settings: &HostSettings, findings: 
     if let Some(initiator) = &identity.initiator {
         let ip = identity.ip.map_or_else(|| "no address".to_owned(), |ip| ip.to_string());
         findings.ok("initiator", format!("{initiator} at {ip}, as host {}", identity.host));
-        if came_with_the_image(paths) {
+        if is_an_example(initiator) {
+            findings.error(
+                "initiator",
+                format!(
+                    "the name {initiator} is an example of the documentation: others have it, too"
+                ),
+                MAKE_NAME,
+            );
+        } else if came_with_the_image(paths) {
             findings.warn(
                 "initiator",
                 format!(
@@ -86,10 +100,16 @@ pub(super) fn check_initiator(paths: &Paths, settings: &HostSettings, findings: 
         }
     }
     findings.ok("host id", format!("Cinder shows this host as {}", identity.uuid));
+    Some(identity)
+}
+
+/// Names below domains that are reserved for examples (RFC 2606), as manuals have them.
+fn is_an_example(initiator: &str) -> bool {
+    ["com", "org", "net"].iter().any(|top| initiator.contains(&format!(".{top}.example")))
 }
 
 /// The file is root's, and so is iscsid; both must know the same name.
-const MAKE_NAME: &str = "echo \"InitiatorName=$(iscsi-iname)\" >/etc/iscsi/initiatorname.iscsi && \
+pub(super) const MAKE_NAME: &str = "echo \"InitiatorName=$(iscsi-iname)\" >/etc/iscsi/initiatorname.iscsi && \
                          systemctl restart iscsid (while no iSCSI volume is in use)";
 const START_ISCSID: &str = "systemctl enable --now iscsid.socket (Debian, Ubuntu) or iscsid (Red \
                             Hat, SUSE)";
@@ -114,39 +134,88 @@ fn is_denied(error: &(dyn Error + 'static)) -> bool {
     })
 }
 
+/// Whether somebody listens on iscsid's abstract socket; systemd may hold it for it.
+pub(super) fn iscsid_listens(paths: &Paths) -> bool {
+    fs::read_to_string(paths.proc.join("net/unix"))
+        .is_ok_and(|sockets| sockets.contains("@ISCSIADM_ABSTRACT_NAMESPACE"))
+}
+
+/// Whether iscsid itself runs.
+fn iscsid_runs(paths: &Paths) -> bool {
+    fs::read_dir(&paths.proc).into_iter().flatten().flatten().any(|process| {
+        fs::read_to_string(process.path().join("comm")).is_ok_and(|name| name.trim() == "iscsid")
+    })
+}
+
+/// Whether the kernel has a module, loaded or built in with parameters.
+pub(super) fn has_module(paths: &Paths, module: &str) -> bool {
+    paths.sys.join("module").join(module).exists()
+}
+
 /// The daemon and the kernel's part of open-iscsi.
 pub(super) async fn check_iscsi(paths: &Paths, findings: &mut Findings) {
-    // iscsid's abstract socket, which systemd may hold for it.
-    let listens = fs::read_to_string(paths.proc.join("net/unix"))
-        .is_ok_and(|sockets| sockets.contains("@ISCSIADM_ABSTRACT_NAMESPACE"));
-    if listens {
-        findings.ok("iscsid", "it listens");
-    } else {
-        findings.warn(
+    match (iscsid_listens(paths), iscsid_runs(paths)) {
+        (true, true) => findings.ok("iscsid", "it runs, and listens"),
+        (true, false) => {
+            findings.ok("iscsid", "its socket is there: systemd starts it with the first login");
+        }
+        (false, _) => findings.warn(
             "iscsid",
             "it does not run; a login starts it where iscsid.conf says how (iscsid.startup)",
             START_ISCSID,
-        );
+        ),
     }
     const MODULE: &str = "iscsi_tcp";
-    if paths.sys.join("module").join(MODULE).exists() {
+    if has_module(paths, MODULE) {
         return findings.ok("kernel", format!("{MODULE} is loaded"));
     }
-    let cmd = Cmd::new("modprobe", MODPROBE_LIMIT).args(["--dry-run", "--quiet", MODULE]);
+    check_loadable(
+        paths,
+        MODULE,
+        "so it cannot reach iSCSI targets",
+        "install a kernel with it: linux-image-amd64 in place of linux-image-cloud-amd64 \
+         (Debian), linux-modules-extra-$(uname -r) (Ubuntu), kernel-modules-extra (Red Hat); \
+         then reboot",
+        findings,
+    )
+    .await;
+}
+
+/// The filesystem of new volumes.
+pub(super) async fn check_filesystem(paths: &Paths, filesystem: &str, findings: &mut Findings) {
+    let known = fs::read_to_string(paths.proc.join("filesystems")).unwrap_or_default();
+    if known.lines().any(|line| line.trim() == filesystem) {
+        return findings.ok("kernel", format!("it mounts {filesystem}"));
+    }
+    check_loadable(
+        paths,
+        filesystem,
+        "so new volumes cannot be mounted",
+        "set DefaultFilesystem to one that it has (/proc/filesystems), or install a kernel with it",
+        findings,
+    )
+    .await;
+}
+
+/// A module that is not loaded yet can be, or is missing.
+async fn check_loadable(
+    paths: &Paths,
+    module: &str,
+    so: &str,
+    mend: &str,
+    findings: &mut Findings,
+) {
+    let cmd = Cmd::new("modprobe", MODPROBE_LIMIT).args(["--dry-run", "--quiet", module]);
     match Exec::new(paths).output(&cmd).await {
         Ok(output) if output.code == Some(0) => {
-            findings.ok("kernel", format!("{MODULE} is there, and is loaded when it is needed"));
+            findings.ok("kernel", format!("{module} is there, and is loaded when it is needed"));
         }
-        Ok(_) => findings.error(
-            "kernel",
-            format!("this kernel has no module {MODULE}, so it cannot reach iSCSI targets"),
-            "install a kernel with it: linux-image-amd64 in place of linux-image-cloud-amd64 \
-             (Debian), linux-modules-extra-$(uname -r) (Ubuntu), kernel-modules-extra (Red Hat); \
-             then reboot",
-        ),
+        Ok(_) => {
+            findings.error("kernel", format!("this kernel has no module {module}, {so}"), mend);
+        }
         Err(error) => findings.warn(
             "kernel",
-            format!("nobody can tell whether it has {MODULE}: {error}"),
+            format!("nobody can tell whether it has {module}: {error}"),
             install_command(&error),
         ),
     }

@@ -1,10 +1,12 @@
 //! `check`: looks at everything that a Mount will need, and says for each thing that is wrong
-//! which command mends it. Changes nothing.
+//! which command mends it. Changes nothing, unless it is told to mend what it safely can.
 
 mod cloud;
 mod directories;
 mod findings;
+mod fix;
 mod host;
+mod leftovers;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -17,15 +19,26 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 pub use findings::{Finding, Findings, Level};
+pub use fix::mend;
 
+use super::CheckArgs;
+use super::progress::while_waiting;
 use crate::config::{self, Settings};
 use crate::host::Paths;
 
-/// Checks and prints; the exit code is 1 when something must be mended.
-pub async fn check(config: &Path, socket: &Path, json: bool) -> io::Result<ExitCode> {
-    let findings = examine(config, socket, &Paths::default()).await;
+/// Checks and prints, with `--fix` after mending; the exit code is 1 when something must be mended.
+///
+/// # Errors
+/// When nothing can be printed.
+pub async fn check(config: &Path, socket: &Path, args: &CheckArgs) -> io::Result<ExitCode> {
+    let paths = Paths::default();
+    if args.fix {
+        mend(config, &paths, &mut io::stdout()).await?;
+    }
+    let examined = Box::pin(examine(config, socket, &paths));
+    let findings = while_waiting("looking at this host and the cloud", examined).await;
     let mut out = io::stdout().lock();
-    if json {
+    if args.json {
         serde_json::to_writer_pretty(&mut out, findings.all())?;
         writeln!(out)?;
     } else {
@@ -43,17 +56,24 @@ pub async fn examine(config: &Path, socket: &Path, paths: &Paths) -> Findings {
     let settings = check_config(config, &mut findings);
     let filesystem = settings.as_ref().map(|settings| settings.driver.default_filesystem.as_str());
     host::check_tools(paths, filesystem.unwrap_or("ext4"), &mut findings);
-    if let Some(settings) = &settings {
-        host::check_initiator(paths, &settings.host, &mut findings);
-    }
+    let identity = settings
+        .as_ref()
+        .and_then(|settings| host::check_initiator(paths, &settings.host, &mut findings));
     host::check_iscsi(paths, &mut findings).await;
+    host::check_filesystem(paths, filesystem.unwrap_or("ext4"), &mut findings).await;
     if let Some(settings) = &settings {
         directories::check_state(paths, &settings.driver.state_dir, &mut findings);
         directories::check_mount_point(paths, &settings.host.mount_point, &mut findings);
     }
     host::check_selinux(paths, &mut findings);
     if let Some(settings) = &settings {
-        cloud::check(&settings.cloud, &mut findings).await;
+        let seen = cloud::check(settings, &mut findings).await;
+        let seen = seen.as_deref();
+        if let (Some(seen), Some(identity)) = (seen, &identity) {
+            cloud::check_twins(seen, identity, &mut findings);
+        }
+        let host = identity.as_ref().map(|identity| &*identity.host);
+        leftovers::check(paths, settings, seen, host, &mut findings).await;
     }
     check_socket(socket, &mut findings).await;
     findings

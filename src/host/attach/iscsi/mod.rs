@@ -73,6 +73,61 @@ impl IscsiPath {
     }
 }
 
+/// A session of this host with a target, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionFacts {
+    /// Its number: `3` of `session3`.
+    pub id: u32,
+    /// The target's name.
+    pub target: String,
+    /// The portal that the login was asked for.
+    pub portal: Option<std::net::SocketAddr>,
+    /// `LOGGED_IN`, `FAILED` or `FREE`.
+    pub state: String,
+    /// Whether a node record says that this driver opened it.
+    pub has_our_mark: bool,
+    /// Whether somebody would lose a disk by a logout.
+    pub is_used: bool,
+}
+
+impl SessionFacts {
+    /// Whether it goes to the target of this path through its portal.
+    pub fn serves(&self, path: &IscsiPath) -> bool {
+        self.target == path.iqn && self.portal.is_some() && self.portal == path.portal.parse().ok()
+    }
+}
+
+/// All iSCSI sessions of this host, whoever opened them. Reads only.
+///
+/// # Errors
+/// When sysfs cannot be read.
+pub fn sessions(paths: &Paths) -> Result<Vec<SessionFacts>, HostError> {
+    let db = NodeDb::find(paths);
+    Ok(session::all(paths)?
+        .into_iter()
+        .map(|session| {
+            let mark = session.portal.and_then(|portal| {
+                let path = IscsiPath {
+                    portal: portal.to_string(),
+                    iqn: session.iqn.clone(),
+                    lun: 0,
+                    opened_session: false,
+                    wrote_node: false,
+                };
+                db.owner(&path).ok()
+            });
+            SessionFacts {
+                id: session.id,
+                has_our_mark: matches!(mark, Some(Owner::Us(_))),
+                is_used: session.is_used(),
+                target: session.iqn,
+                portal: session.portal,
+                state: session.state,
+            }
+        })
+        .collect())
+}
+
 /// One lock a target: logins, logouts and scans of one target exclude each other.
 #[derive(Debug, Default)]
 pub struct TargetLocks(Locks<String>);
