@@ -167,6 +167,13 @@ async fn every_option_is_said_to_an_engine_and_shown_by_it() {
     assert!(kept["name"].as_str().unwrap().starts_with("origin-removed-"), "{kept}");
     machine.sh(&format!("docker volume create -d cinder -o volume_id={origin} again")).await;
     assert_eq!(machine.sh(&format!("{run} again:/data ubuntu cat /data/x")).await, "origin");
+
+    // On a machine that does not say whose it is, people read what is missing.
+    let Some(other) = Machine::boot("box-2", &cloud, json!({})).await else { return };
+    let refused = other.run(&format!("{run} again:/data --volume-driver=cinder ubuntu true")).await;
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && error.contains("set \"ClusterID\": \"blue\""), "{error}");
+    other.clear().await;
     machine.clear().await;
 }
 
