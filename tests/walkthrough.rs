@@ -489,7 +489,7 @@ async fn a_container_writes_on_while_its_volume_grows_and_a_snapshot_is_taken() 
     machine.driver("snapshot web growing").await;
     until_written(&machine).await;
     assert!(machine.driver("snapshots web").await.contains("growing"));
-    machine.sh("docker volume create -d cinder -o snapshot=growing -o size=5 copy").await;
+    machine.sh("docker volume create -d cinder -o from=web@growing -o size=5 copy").await;
     let copied = machine
         .sh("docker run --rm -v copy:/data ubuntu sh -c 'wc -l </data/log; df -m /data | tail -1'")
         .await;

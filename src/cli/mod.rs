@@ -201,7 +201,7 @@ pub enum Command {
     },
     /// Take a snapshot of a volume; its filesystem is frozen for the moment if it is mounted here
     ///
-    /// "docker volume create -d cinder -o snapshot=SNAP NAME" makes a volume of it.
+    /// "docker volume create -d cinder -o from=NAME@SNAP COPY" makes a volume of it.
     #[command(after_help = "Example:\n  cinder-docker-driver snapshot db before-upgrade\n  \
                             cinder-docker-driver snapshot --delete db before-upgrade")]
     Snapshot {

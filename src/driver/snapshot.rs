@@ -91,8 +91,8 @@ impl Driver {
             format!("snapshot \"{}\" ({}) of {} GiB is there", shown(&wanted), made.id, made.size);
         says.insert(0, first);
         says.push(format!(
-            "use it with \"docker volume create -d cinder -o snapshot={} NAME\"",
-            shown(&made.id)
+            "use it with \"docker volume create -d cinder -o from='{name}@{}' NAME\"",
+            shown(&wanted)
         ));
         Ok(Answer { volume: id, says, done: true })
     }

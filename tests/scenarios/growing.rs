@@ -43,7 +43,7 @@ async fn a_volume_grows_below_a_container_that_writes() {
     let said = node.sh("cinder-docker-driver snapshot data then").await;
     assert!(said.contains("frozen for"), "{said}");
     node.until(&format!("test $({LINES}) -gt {lines}")).await;
-    node.sh("docker volume create -d cinder -o snapshot=then -o size=4 copy").await;
+    node.sh("docker volume create -d cinder -o from=data@then -o size=4 copy").await;
     let copied = node
         .sh("docker run --rm --network none -v copy:/data busybox sh -c 'wc -l </data/log'")
         .await;
