@@ -8,8 +8,8 @@ use std::path::{Component, Path};
 use serde_json::{Map, Value, json};
 
 pub use crate::config::fuzzing::{clouds_yaml, config_file};
-use crate::docker::VolumeInfo;
 use crate::docker::protocol::{self, Action, Call, VolumeRequest};
+use crate::docker::{Question, Subject, VolumeInfo};
 use crate::driver::VolumeName;
 pub use crate::driver::fuzzing::{journal_entry, volume_metadata};
 pub use crate::host::attach::fuzzing::connection_info;
@@ -60,7 +60,11 @@ pub(crate) fn first_line(data: &[u8]) -> (&[u8], &[u8]) {
 pub fn docker_request(data: &[u8]) {
     let (path, body) = first_line(data);
     let call = std::str::from_utf8(path).ok().and_then(Call::from_path);
-    let Some(Call::Volume(call)) = call else { return };
+    let call = match call {
+        Some(Call::Volume(call)) => call,
+        Some(Call::Ask(subject)) => return operators_question(subject, body),
+        _ => return,
+    };
     let request = match VolumeRequest::parse(call, body) {
         Ok(request) => request,
         Err(message) => return assert_readable(&message),
@@ -83,6 +87,18 @@ pub fn docker_request(data: &[u8]) {
     });
     let read: Option<Value> = serde_json::from_str(&answer.to_string()).ok();
     assert_eq!(read.map(|answer| answer["Volume"]["Name"].clone()), Some(json!(request.name)));
+}
+
+/// A question of our own commands is understood, or refused in words.
+fn operators_question(subject: Subject, body: &[u8]) {
+    match Question::parse(subject, body) {
+        Ok(question) => {
+            assert_eq!(question.subject(), subject, "it was understood as another one");
+            let named = matches!(subject, Subject::Inspect | Subject::Adopt | Subject::ReleaseFrom);
+            assert_eq!(named, !question.volume().is_empty(), "it names a volume, or needs none");
+        }
+        Err(message) => assert_readable(&message),
+    }
 }
 
 /// The body that says the same.

@@ -208,6 +208,38 @@ async fn an_engine_asks_for_a_volume_before_everything_it_does_with_it() {
 }
 
 #[tokio::test]
+async fn status_names_the_containers_that_have_a_volume() {
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
+    for name in ["web-1", "web-2"] {
+        let run = "docker run -d -v web:/data --volume-driver=cinder --name";
+        machine.sh(&format!("{run} {name} ubuntu sleep 999")).await;
+    }
+    let program = format!("'{}' --config $DIR/config.json", support::binary().display());
+    let rows = machine.sh(&format!("{program} status --json")).await;
+    let rows: serde_json::Value = serde_json::from_str(&rows).unwrap();
+    let containers = rows[0]["containers"].as_array().unwrap();
+    assert_eq!(containers.len(), 2, "{rows}");
+    for name in ["web-1", "web-2"] {
+        let id = machine.sh(&format!("docker inspect -f '{{{{.Id}}}}' {name}")).await;
+        let container = containers.iter().find(|one| one["name"] == name);
+        let container = container.unwrap_or_else(|| panic!("{name} is not in {rows}"));
+        assert_eq!((&container["id"], &container["at"]), (&json!(id), &json!("/data")), "{rows}");
+    }
+    let shown = machine.sh(&format!("{program} status")).await;
+    assert!(shown.contains("used by: web-1 (") || shown.contains("used by: web-2 ("), "{shown}");
+    // Without an engine that answers, the kernel still tells the ids.
+    machine.sh("kill -STOP $(cat $DIR/dockerd.pid)").await;
+    let rows = machine.sh(&format!("{program} status --json")).await;
+    machine.sh("kill -CONT $(cat $DIR/dockerd.pid)").await;
+    let rows: serde_json::Value = serde_json::from_str(&rows).unwrap();
+    let containers = rows[0]["containers"].as_array().unwrap();
+    assert!(containers.iter().all(|one| one["id"].is_string() && one["name"].is_null()), "{rows}");
+    machine.sh("docker rm -f web-1 web-2").await;
+    machine.clear().await;
+}
+
+#[tokio::test]
 async fn a_running_container_does_not_notice_a_restart_of_the_plugin() {
     let cloud = Cloud::start().await;
     let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };

@@ -313,6 +313,9 @@ async fn no_secret_reaches_a_tool_a_log_or_a_file() {
     // As every token of the sandbox begins.
     let token = "gAAAAA";
     let status = host.node.cli(&["status", "--json"]).await;
+    let (inspect, ls) =
+        (host.node.cli(&["inspect", "chap", "--json"]).await, host.node.cli(&["ls"]).await);
+    let check = host.node.cli(&["check"]).await;
     let told = [
         ("log", host.node.log()),
         ("tools", fs::read_to_string(&dump).unwrap()),
@@ -320,6 +323,9 @@ async fn no_secret_reaches_a_tool_a_log_or_a_file() {
         ("error", error),
         ("Get", format!("{:?} {:?}", host.node.get("v").await, host.node.get("chap").await)),
         ("status", format!("{status:?}")),
+        ("inspect", format!("{inspect:?}")),
+        ("ls", format!("{ls:?}")),
+        ("check", format!("{check:?}")),
         ("daemon", sh(&format!("tr '\\0' ' ' </proc/{}/cmdline", host.node.pid()))),
     ];
     assert!(told[0].1.contains("TRACE"), "everything is logged");
