@@ -776,6 +776,19 @@ async fn a_frozen_filesystem_is_thawed_by_all_that_can_end_a_freeze() {
     }
 }
 
+/// A loop device does not notice by itself that its file has grown.
+#[tokio::test]
+async fn a_rescan_shows_the_new_size_of_a_loop_device() {
+    let _alone = NAMESPACES.read().await;
+    let Some(disk) = LoopDevice::new(64 * MIB) else { return };
+    let record = local::LocalRecord { device_path: disk.node().into(), taken: true };
+    File::options().write(true).open(disk.image()).unwrap().set_len(96 * MIB).unwrap();
+    let paths = Paths::default();
+    let before = local::find(&paths, &record).await.unwrap().unwrap();
+    let after = local::rescan(&paths, &record).await.unwrap().unwrap();
+    assert_eq!((before.size, after.size), (64 * MIB, 96 * MIB));
+}
+
 /// Somebody who writes, and waits as long as the filesystem is frozen.
 struct Writer(std::thread::JoinHandle<()>);
 
