@@ -166,7 +166,8 @@ async fn an_operator_sees_and_adopts_in_their_cluster() {
     assert_eq!(all.iter().filter(|(_, _, ours)| *ours == json!(true)).count(), 1);
     assert_eq!(all.len(), 3);
     // Of two of a name it is one's own.
-    let (_, shown) = said(&blue, &["inspect", "web", "--json"]).await;
+    let another = host(&cloud, "blue").await;
+    let (_, shown) = said(&another, &["inspect", "web", "--json"]).await;
     let shown: Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(
         (&shown["cinder"]["cluster"], &shown["cinder"]["options"]["fs"]),
