@@ -139,6 +139,67 @@ async fn volumes_of_before_the_key_was_set_are_used_and_not_deleted() {
     assert!(error.contains("belongs to cluster \"red\""), "{error}");
 }
 
+/// The commands of an operator keep to their cluster, too.
+#[tokio::test]
+async fn an_operator_sees_and_adopts_in_their_cluster() {
+    let cloud = Cloud::start().await;
+    let (red, blue) = tokio::join!(host(&cloud, "red"), host(&cloud, "blue"));
+    red.create("web", json!({})).await.unwrap();
+    blue.create("web", json!({ "fs": "xfs" })).await.unwrap();
+    red.create("only-red", json!({})).await.unwrap();
+    write(&red, "only-red", "red").await;
+    let theirs = id_of(&red, "only-red").await;
+    let said = async |node: &Node, words: &[&str]| {
+        let output = node.cli(words).await;
+        let (out, err) = (output.stdout, output.stderr);
+        (output.status.success(), String::from_utf8([out, err].concat()).unwrap())
+    };
+    let listed = async |words: &[&str]| {
+        let (_, text) = said(&blue, words).await;
+        let rows: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+        let row = |row: &Value| (row["name"].clone(), row["cluster"].clone(), row["ours"].clone());
+        rows.as_array().unwrap().iter().map(row).collect::<Vec<_>>()
+    };
+    let own = (json!("web"), json!("blue"), json!(true));
+    assert_eq!(listed(&["ls", "--json"]).await, [own]);
+    let all = listed(&["ls", "--all", "--json"]).await;
+    assert_eq!(all.iter().filter(|(_, _, ours)| *ours == json!(true)).count(), 1);
+    assert_eq!(all.len(), 3);
+    // Of two of a name it is one's own.
+    let another = host(&cloud, "blue").await;
+    let (_, shown) = said(&another, &["inspect", "web", "--json"]).await;
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(
+        (&shown["cinder"]["cluster"], &shown["cinder"]["options"]["fs"]),
+        (&json!("blue"), &json!("xfs"))
+    );
+    for words in [
+        &["adopt", &theirs, "mine", "--id", &theirs][..],
+        &["release", &theirs, "--id", &theirs],
+        &["resize", &theirs, "2"],
+        &["snapshot", &theirs, "s"],
+    ] {
+        let (done, text) = said(&blue, words).await;
+        assert!(!done && text.contains("belongs to cluster \"red\""), "{words:?}: {text}");
+    }
+    // One that says nothing is adopted, and is this cluster's then.
+    let elsewhere = {
+        let plain = Node::start(&cloud).await;
+        plain.create("plain", json!({})).await.unwrap();
+        write(&plain, "plain", "plain").await;
+        id_of(&plain, "plain").await
+    };
+    let (done, text) = said(&blue, &["adopt", &elsewhere, "only-red", "--id", &elsewhere]).await;
+    assert!(done, "{text}");
+    assert_eq!(read(&blue, "only-red").await, "plain");
+    assert_eq!(read(&red, "only-red").await, "red");
+    let mut names = host(&cloud, "blue").await.list().await.unwrap();
+    names.sort();
+    assert_eq!(names, ["only-red", "web"]);
+    blue.remove("only-red").await.unwrap();
+    assert_eq!(read(&red, "only-red").await, "red");
+}
+
 #[tokio::test]
 async fn another_cluster_id_takes_no_mounted_volume_away() {
     let cloud = Cloud::start().await;

@@ -30,9 +30,9 @@ pub async fn ls(
     let asked = async {
         match post(socket, Subject::List.path(), &json!({ "All": all })).await {
             Err(OperateError::NoDaemon { .. }) => {
-                let (cloud, entries) = without_daemon(settings)?;
+                let known = without_daemon(settings)?;
                 let paths = Paths::default();
-                let report = Report { cloud: &cloud, paths: &paths, entries };
+                let report = known.report(&paths);
                 report.list(all).await.map_err(|error| OperateError::Cloud(said(&error)))
             }
             answer => answer,
@@ -92,9 +92,9 @@ pub async fn inspect(
     let asked = async {
         match post(socket, Subject::Inspect.path(), &json!({ "Name": name })).await {
             Err(OperateError::NoDaemon { .. }) => {
-                let (cloud, entries) = without_daemon(settings)?;
+                let known = without_daemon(settings)?;
                 let paths = Paths::default();
-                let report = Report { cloud: &cloud, paths: &paths, entries };
+                let report = known.report(&paths);
                 let found = report.inspect(name).await;
                 found.map_err(|error| OperateError::Refused(said(&error.during("inspect", name))))
             }
@@ -150,19 +150,34 @@ fn lines(value: &Value, depth: usize, text: &mut String) {
     }
 }
 
+/// What reports come from when no daemon answers.
+struct Known {
+    cloud: Cloud,
+    entries: Vec<Arc<journal::Entry>>,
+    cluster: Option<String>,
+}
+
+impl Known {
+    fn report<'a>(&'a self, paths: &'a Paths) -> Report<'a> {
+        let (entries, cluster) = (self.entries.clone(), self.cluster.as_deref());
+        Report { cloud: &self.cloud, paths, entries, cluster }
+    }
+}
+
 fn without_daemon(
     settings: impl FnOnce() -> Result<Settings, String>,
-) -> Result<(Cloud, Vec<Arc<journal::Entry>>), OperateError> {
+) -> Result<Known, OperateError> {
     let settings = settings().map_err(OperateError::Cloud)?;
+    let cluster = settings.driver.cluster;
     let cloud = Cloud::new(&settings.cloud).map_err(|error| OperateError::Cloud(said(&error)))?;
     let entries = match journal::peek(&settings.driver.state_dir) {
         Ok(entries) => entries.into_iter().filter_map(|(_, entry)| entry.ok()).map(Arc::new),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok((cloud, Vec::new()));
+            return Ok(Known { cloud, entries: Vec::new(), cluster });
         }
         Err(error) => return Err(OperateError::Terminal(error)),
     };
-    Ok((cloud, entries.collect()))
+    Ok(Known { cloud, entries: entries.collect(), cluster })
 }
 
 fn said(error: &(dyn std::error::Error + 'static)) -> String {

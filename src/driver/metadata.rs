@@ -112,6 +112,18 @@ impl fmt::Display for OnRemove {
     }
 }
 
+/// Whether a volume is this driver's, the cluster's, and was not removed from Docker. Such a one is
+/// listed, and may be deleted.
+pub fn is_of(volume: &Volume, own: Option<&str>) -> bool {
+    is_ours(volume) && cluster(volume) == own && retained(volume).is_none()
+}
+
+/// Whether a volume says that it is another cluster's.
+pub fn is_of_other(volume: &Volume, own: Option<&str>) -> bool {
+    let tag = cluster(volume);
+    tag.is_some() && tag != own
+}
+
 /// The cluster whose volume it is.
 pub fn cluster(volume: &Volume) -> Option<&str> {
     filled(volume, CLUSTER)

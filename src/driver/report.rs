@@ -29,12 +29,19 @@ pub struct Report<'a> {
     pub paths: &'a Paths,
     /// The journal's usable entries.
     pub entries: Vec<Arc<Entry>>,
+    /// Whose host it is (`ClusterID`).
+    pub cluster: Option<&'a str>,
 }
 
 impl Driver {
     /// Reports of this driver.
     pub(super) fn report(&self) -> Report<'_> {
-        Report { cloud: &self.cloud, paths: &self.host.paths, entries: self.journal.all() }
+        Report {
+            cloud: &self.cloud,
+            paths: &self.host.paths,
+            entries: self.journal.all(),
+            cluster: self.settings.cluster.as_deref(),
+        }
     }
 }
 
@@ -44,7 +51,9 @@ impl Report<'_> {
     ///
     /// ```text
     /// name, id, size (GiB), type, status     as Cinder says
-    /// ours                                   made by this driver or the Go driver, or adopted
+    /// ours                                   this cluster's, made by this driver or the Go driver, or
+    ///                                        adopted
+    /// cluster                                whose it says that it is (`ClusterID`), or null
     /// attached                               who has it: [{attachment, host, at, instance, since}]
     /// mounted_at, users                      here; null and 0 when it is not mounted here
     /// ```
@@ -63,8 +72,10 @@ impl Report<'_> {
             for volume in &page.volumes {
                 let entry = self.entries.iter().find(|entry| entry.volume_id == volume.id);
                 listed.insert(volume.id);
-                if all || entry.is_some() || metadata::is_ours(volume) {
-                    rows.push(row(volume, entry.map(AsRef::as_ref), &mounts));
+                let is_theirs = metadata::is_of_other(volume, self.cluster);
+                let is_known = entry.is_some_and(|entry| !is_theirs || entry.has_liabilities());
+                if all || is_known || metadata::is_of(volume, self.cluster) {
+                    rows.push(row(volume, entry.map(AsRef::as_ref), &mounts, self.cluster));
                 }
             }
             next = page.next;
@@ -113,7 +124,7 @@ impl Report<'_> {
                 Err(error) if error.is_not_found() => Ok(None),
                 Err(error) => Err(DriverError::from(error)),
             },
-            None => find_any(self.cloud, name).await.map(Some),
+            None => find_any(self.cloud, name, self.cluster).await.map(Some),
         };
         let (volume, error) = match (found, entry) {
             (Ok(volume), _) => (volume, None),
@@ -135,7 +146,7 @@ impl Report<'_> {
         Ok(json!({
             "name": volume.as_ref().map_or(name, |volume| &*volume.name),
             "id": id,
-            "cinder": volume.as_ref().map(as_cinder_has_it),
+            "cinder": volume.as_ref().map(|volume| as_cinder_has_it(volume, self.cluster)),
             "cinder_error": error,
             "here": here,
             // A map with keys that are no strings; there is none.
@@ -144,10 +155,18 @@ impl Report<'_> {
     }
 }
 
-/// The one volume of this name, or with this id; Docker need not be able to say the name.
-pub(super) async fn find_any(cloud: &Cloud, name: &str) -> Result<Volume, DriverError> {
+/// The one volume of this name, or with this id; Docker need not be able to say the name. Of several,
+/// those of other clusters do not count.
+pub(super) async fn find_any(
+    cloud: &Cloud,
+    name: &str,
+    cluster: Option<&str>,
+) -> Result<Volume, DriverError> {
     let mut named = cloud.volumes_named(name).await?;
     named.retain(|volume| volume.status != VolumeStatus::Deleting);
+    if named.iter().any(|volume| !metadata::is_of_other(volume, cluster)) {
+        named.retain(|volume| !metadata::is_of_other(volume, cluster));
+    }
     if named.len() > 1 {
         let ids = named.iter().map(|volume| volume.id).collect();
         return Err(DriverError::Duplicates { name: name.to_owned(), ids });
@@ -163,14 +182,20 @@ pub(super) async fn find_any(cloud: &Cloud, name: &str) -> Result<Volume, Driver
     }
 }
 
-fn row(volume: &Volume, entry: Option<&Entry>, mounts: &[MountEntry]) -> Value {
+fn row(
+    volume: &Volume,
+    entry: Option<&Entry>,
+    mounts: &[MountEntry],
+    cluster: Option<&str>,
+) -> Value {
     json!({
         "name": volume.name,
         "id": volume.id,
         "size": volume.size,
         "type": volume.volume_type,
         "status": volume.status.as_str(),
-        "ours": metadata::is_ours(volume),
+        "ours": metadata::is_of(volume, cluster),
+        "cluster": metadata::cluster(volume),
         "attached": volume.attachments.iter().map(who).collect::<Vec<_>>(),
         "mounted_at": entry.and_then(|entry| mounted_at(entry, mounts)),
         "users": entry.map_or(0, Entry::users),
@@ -186,13 +211,14 @@ fn row_of_entry(entry: &Entry, mounts: &[MountEntry]) -> Value {
         "type": facts.and_then(|facts| facts.volume_type.as_deref()),
         "status": "not in Cinder",
         "ours": facts.is_some_and(|facts| facts.ours),
+        "cluster": facts.and_then(|facts| facts.cluster.as_deref()),
         "attached": [],
         "mounted_at": mounted_at(entry, mounts),
         "users": entry.users(),
     })
 }
 
-fn as_cinder_has_it(volume: &Volume) -> Value {
+fn as_cinder_has_it(volume: &Volume, cluster: Option<&str>) -> Value {
     json!({
         "name": volume.name,
         "id": volume.id,
@@ -201,7 +227,9 @@ fn as_cinder_has_it(volume: &Volume) -> Value {
         "type": volume.volume_type,
         "availability_zone": volume.availability_zone,
         "description": volume.description,
-        "ours": metadata::is_ours(volume),
+        "ours": metadata::is_of(volume, cluster),
+        "cluster": metadata::cluster(volume),
+        "options": metadata::options_of(volume),
         "bootable": volume.bootable,
         "encrypted": volume.encrypted,
         "multiattach": volume.multiattach,

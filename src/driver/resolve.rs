@@ -95,15 +95,12 @@ impl Driver {
 
     /// Whether a volume is this driver's and this cluster's, and was not removed from Docker.
     pub(super) fn is_ours(&self, volume: &Volume) -> bool {
-        metadata::is_ours(volume)
-            && metadata::cluster(volume) == self.settings.cluster.as_deref()
-            && metadata::retained(volume).is_none()
+        metadata::is_of(volume, self.settings.cluster.as_deref())
     }
 
     /// Whether a volume says that it is another cluster's.
     pub(super) fn is_of_other_cluster(&self, volume: &Volume) -> bool {
-        let tag = metadata::cluster(volume);
-        tag.is_some() && tag != self.settings.cluster.as_deref()
+        metadata::is_of_other(volume, self.settings.cluster.as_deref())
     }
 
     pub(super) fn of_other_cluster(&self, volume: &Volume) -> DriverError {
