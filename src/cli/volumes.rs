@@ -30,9 +30,10 @@ pub async fn ls(
     let asked = async {
         match post(socket, Subject::List.path(), &json!({ "All": all })).await {
             Err(OperateError::NoDaemon { .. }) => {
-                let (cloud, entries) = without_daemon(settings)?;
+                let (cloud, entries, cluster) = without_daemon(settings)?;
                 let paths = Paths::default();
-                let report = Report { cloud: &cloud, paths: &paths, entries };
+                let report =
+                    Report { cloud: &cloud, paths: &paths, entries, cluster: cluster.as_deref() };
                 report.list(all).await.map_err(|error| OperateError::Cloud(said(&error)))
             }
             answer => answer,
@@ -92,9 +93,10 @@ pub async fn inspect(
     let asked = async {
         match post(socket, Subject::Inspect.path(), &json!({ "Name": name })).await {
             Err(OperateError::NoDaemon { .. }) => {
-                let (cloud, entries) = without_daemon(settings)?;
+                let (cloud, entries, cluster) = without_daemon(settings)?;
                 let paths = Paths::default();
-                let report = Report { cloud: &cloud, paths: &paths, entries };
+                let report =
+                    Report { cloud: &cloud, paths: &paths, entries, cluster: cluster.as_deref() };
                 let found = report.inspect(name).await;
                 found.map_err(|error| OperateError::Refused(said(&error.during("inspect", name))))
             }
@@ -150,19 +152,22 @@ fn lines(value: &Value, depth: usize, text: &mut String) {
     }
 }
 
+/// The cloud, the journal's entries, and the cluster of this host.
+type Direct = (Cloud, Vec<Arc<journal::Entry>>, Option<String>);
+
 fn without_daemon(
     settings: impl FnOnce() -> Result<Settings, String>,
-) -> Result<(Cloud, Vec<Arc<journal::Entry>>), OperateError> {
+) -> Result<Direct, OperateError> {
     let settings = settings().map_err(OperateError::Cloud)?;
     let cloud = Cloud::new(&settings.cloud).map_err(|error| OperateError::Cloud(said(&error)))?;
     let entries = match journal::peek(&settings.driver.state_dir) {
-        Ok(entries) => entries.into_iter().filter_map(|(_, entry)| entry.ok()).map(Arc::new),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok((cloud, Vec::new()));
+        Ok(entries) => {
+            entries.into_iter().filter_map(|(_, entry)| entry.ok().map(Arc::new)).collect()
         }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(OperateError::Terminal(error)),
     };
-    Ok((cloud, entries.collect()))
+    Ok((cloud, entries, settings.driver.cluster))
 }
 
 fn said(error: &(dyn std::error::Error + 'static)) -> String {

@@ -4,6 +4,8 @@
 //! What destroys something is asked twice: without the volume's id it says what it would do and
 //! changes nothing for good; with the id it does it.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -188,7 +190,10 @@ impl Driver {
         let confirmed = is_confirmed(&volume, confirmed)?;
         let name = self.name_after_adoption(&volume, new_name).await?;
         let _guard = self.volumes.lock_for(&volume.id, caller, name.as_str()).await?;
-        if metadata::is_ours(&volume) {
+        if self.is_of_other_cluster(&volume) {
+            return Err(self.of_other_cluster(&volume));
+        }
+        if self.is_ours(&volume) {
             return Err(DriverError::Refused(
                 "it is in the driver's care already: there is nothing to adopt".to_owned(),
             ));
@@ -229,7 +234,12 @@ impl Driver {
         }
         let name = VolumeName::parse(new_name)?;
         let others = self.cloud.volumes_named(new_name).await?;
-        match others.iter().find(|other| other.id != volume.id) {
+        let is_twin = |other: &&Volume| {
+            other.id != volume.id
+                && other.status != VolumeStatus::Deleting
+                && !self.is_of_other_cluster(other)
+        };
+        match others.iter().find(is_twin) {
             Some(other) => Err(DriverError::Refused(format!(
                 "there is a volume named \"{name}\" already, {}: choose another name",
                 other.id
@@ -288,11 +298,18 @@ impl Driver {
             if volume.name != name.as_str() {
                 self.cloud.rename_volume(volume.id, name.as_str()).await?;
             }
-            let marks = [
-                (metadata::NONCE.to_owned(), Uuid::new_v4().to_string()),
+            let nonce = metadata::nonce(&volume).unwrap_or_else(Uuid::new_v4);
+            let mut marks = BTreeMap::from([
+                (metadata::NONCE.to_owned(), nonce.to_string()),
                 (metadata::FORMAT.to_owned(), FormatState::Formatted(filesystem.uuid).to_string()),
-            ];
-            self.cloud.set_metadata(volume.id, &marks.into()).await?;
+            ]);
+            if let Some(cluster) = &self.settings.cluster {
+                marks.insert(metadata::CLUSTER.to_owned(), cluster.clone());
+            }
+            if volume.metadata.contains_key(metadata::RETAINED) {
+                marks.insert(metadata::RETAINED.to_owned(), String::new());
+            }
+            self.cloud.set_metadata(volume.id, &marks).await?;
         }
         Ok(Answer { volume: volume.id, says, done: confirmed })
     }

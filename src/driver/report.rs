@@ -29,12 +29,19 @@ pub struct Report<'a> {
     pub paths: &'a Paths,
     /// The journal's usable entries.
     pub entries: Vec<Arc<Entry>>,
+    /// The cluster of this host (`ClusterID`).
+    pub cluster: Option<&'a str>,
 }
 
 impl Driver {
     /// Reports of this driver.
     pub(super) fn report(&self) -> Report<'_> {
-        Report { cloud: &self.cloud, paths: &self.host.paths, entries: self.journal.all() }
+        Report {
+            cloud: &self.cloud,
+            paths: &self.host.paths,
+            entries: self.journal.all(),
+            cluster: self.settings.cluster.as_deref(),
+        }
     }
 }
 
@@ -44,7 +51,7 @@ impl Report<'_> {
     ///
     /// ```text
     /// name, id, size (GiB), type, status     as Cinder says
-    /// ours                                   made by this driver or the Go driver, or adopted
+    /// cluster, ours                          its ClusterID; made by or adopted by this driver and cluster
     /// attached                               who has it: [{attachment, host, at, instance, since}]
     /// mounted_at, users                      here; null and 0 when it is not mounted here
     /// ```
@@ -63,8 +70,8 @@ impl Report<'_> {
             for volume in &page.volumes {
                 let entry = self.entries.iter().find(|entry| entry.volume_id == volume.id);
                 listed.insert(volume.id);
-                if all || entry.is_some() || metadata::is_ours(volume) {
-                    rows.push(row(volume, entry.map(AsRef::as_ref), &mounts));
+                if all || entry.is_some() || self.is_ours(volume) {
+                    rows.push(self.row(volume, entry.map(AsRef::as_ref), &mounts));
                 }
             }
             next = page.next;
@@ -135,12 +142,58 @@ impl Report<'_> {
         Ok(json!({
             "name": volume.as_ref().map_or(name, |volume| &*volume.name),
             "id": id,
-            "cinder": volume.as_ref().map(as_cinder_has_it),
+            "cinder": volume.as_ref().map(|volume| self.as_cinder_has_it(volume)),
             "cinder_error": error,
             "here": here,
             // A map with keys that are no strings; there is none.
             "journal": journal.unwrap_or_default(),
         }))
+    }
+
+    /// Whether a volume is this driver's and this cluster's, and was not removed from Docker.
+    fn is_ours(&self, volume: &Volume) -> bool {
+        metadata::is_ours(volume)
+            && metadata::cluster(volume) == self.cluster
+            && metadata::retained(volume).is_none()
+    }
+
+    fn row(&self, volume: &Volume, entry: Option<&Entry>, mounts: &[MountEntry]) -> Value {
+        json!({
+            "name": volume.name,
+            "id": volume.id,
+            "size": volume.size,
+            "type": volume.volume_type,
+            "status": volume.status.as_str(),
+            "cluster": metadata::cluster(volume),
+            "ours": self.is_ours(volume),
+            "attached": volume.attachments.iter().map(who).collect::<Vec<_>>(),
+            "mounted_at": entry.and_then(|entry| mounted_at(entry, mounts)),
+            "users": entry.map_or(0, Entry::users),
+        })
+    }
+
+    fn as_cinder_has_it(&self, volume: &Volume) -> Value {
+        json!({
+            "name": volume.name,
+            "id": volume.id,
+            "status": volume.status.as_str(),
+            "size": volume.size,
+            "type": volume.volume_type,
+            "availability_zone": volume.availability_zone,
+            "description": volume.description,
+            "cluster": metadata::cluster(volume),
+            "ours": self.is_ours(volume),
+            "bootable": volume.bootable,
+            "encrypted": volume.encrypted,
+            "multiattach": volume.multiattach,
+            "snapshot": volume.snapshot_id,
+            "source": volume.source_volid,
+            "from_image": volume.from_image,
+            "attached": volume.attachments.iter().map(who).collect::<Vec<_>>(),
+            "created_at": volume.created_at,
+            "updated_at": volume.updated_at,
+            "metadata": volume.metadata,
+        })
     }
 }
 
@@ -163,20 +216,6 @@ pub(super) async fn find_any(cloud: &Cloud, name: &str) -> Result<Volume, Driver
     }
 }
 
-fn row(volume: &Volume, entry: Option<&Entry>, mounts: &[MountEntry]) -> Value {
-    json!({
-        "name": volume.name,
-        "id": volume.id,
-        "size": volume.size,
-        "type": volume.volume_type,
-        "status": volume.status.as_str(),
-        "ours": metadata::is_ours(volume),
-        "attached": volume.attachments.iter().map(who).collect::<Vec<_>>(),
-        "mounted_at": entry.and_then(|entry| mounted_at(entry, mounts)),
-        "users": entry.map_or(0, Entry::users),
-    })
-}
-
 fn row_of_entry(entry: &Entry, mounts: &[MountEntry]) -> Value {
     let facts = entry.facts.as_ref();
     json!({
@@ -185,33 +224,11 @@ fn row_of_entry(entry: &Entry, mounts: &[MountEntry]) -> Value {
         "size": facts.map(|facts| facts.size),
         "type": facts.and_then(|facts| facts.volume_type.as_deref()),
         "status": "not in Cinder",
+        "cluster": facts.and_then(|facts| facts.cluster.as_deref()),
         "ours": facts.is_some_and(|facts| facts.ours),
         "attached": [],
         "mounted_at": mounted_at(entry, mounts),
         "users": entry.users(),
-    })
-}
-
-fn as_cinder_has_it(volume: &Volume) -> Value {
-    json!({
-        "name": volume.name,
-        "id": volume.id,
-        "status": volume.status.as_str(),
-        "size": volume.size,
-        "type": volume.volume_type,
-        "availability_zone": volume.availability_zone,
-        "description": volume.description,
-        "ours": metadata::is_ours(volume),
-        "bootable": volume.bootable,
-        "encrypted": volume.encrypted,
-        "multiattach": volume.multiattach,
-        "snapshot": volume.snapshot_id,
-        "source": volume.source_volid,
-        "from_image": volume.from_image,
-        "attached": volume.attachments.iter().map(who).collect::<Vec<_>>(),
-        "created_at": volume.created_at,
-        "updated_at": volume.updated_at,
-        "metadata": volume.metadata,
     })
 }
 
