@@ -532,6 +532,28 @@ async fn adopt_refuses_what_it_does_not_know_and_changes_nothing() {
     other.unmount("held", "c").await.unwrap();
 }
 
+#[tokio::test]
+async fn clusters_are_kept_apart_in_ls_and_adopt_brings_a_volume_into_one() {
+    let cloud = Cloud::start().await;
+    let east = Node::start_with(&cloud, json!({ "ClusterID": "east" })).await;
+    let west = Node::start_with(&cloud, json!({ "ClusterID": "west" })).await;
+    west.create("theirs", json!({})).await.unwrap();
+    let theirs = cloud.volume("theirs").await["id"].as_str().unwrap().to_owned();
+    let id = foreign_volume(&cloud, "old", "mkfs.ext4 -q -F").await;
+    assert_eq!(json_of(&east, &["ls", "--json"]).await, json!([]));
+    let all = json_of(&east, &["ls", "--all", "--json"]).await;
+    assert_eq!(all[1]["cluster"], "west", "{all}");
+    assert_eq!((&all[1]["ours"], &all[0]["ours"]), (&json!(false), &json!(false)));
+    let refused = east.cli(&["adopt", "theirs", "--id", &theirs]).await;
+    assert!(text(&refused.stderr).contains("belongs to cluster \"west\""), "{refused:?}");
+    let adopted = east.cli(&["adopt", "old", "--id", &id]).await;
+    assert!(adopted.status.success(), "{adopted:?}");
+    let list = json_of(&east, &["ls", "--json"]).await;
+    assert_eq!((&list[0]["name"], &list[0]["cluster"]), (&json!("old"), &json!("east")));
+    assert_eq!(json_of(&west, &["ls", "--json"]).await[0]["name"], "theirs");
+    east.remove("old").await.unwrap();
+}
+
 // ---- release --host.
 
 #[tokio::test]

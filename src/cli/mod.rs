@@ -138,7 +138,7 @@ pub enum Command {
         all: bool,
         /// Print JSON: a list with one object for each volume
         ///
-        /// Its keys: name, id, size (GiB), type, status, ours, attached [{attachment, host, at,
+        /// Its keys: name, id, size (GiB), type, status, cluster, ours, attached [{attachment, host, at,
         /// instance, since}], mounted_at and users (of this host).
         #[arg(long)]
         json: bool,

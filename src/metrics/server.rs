@@ -112,6 +112,19 @@ enum Accepting {
     Tcp(TcpListener),
 }
 
+/// A connection, whatever it comes by: hyper's code is there once then, not once for each kind.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+impl Accepting {
+    async fn accept(&self) -> std::io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
+        })
+    }
+}
+
 impl Listener {
     /// Listens; the Unix socket gets `group`, mode 0660, as the plugin's own.
     pub async fn bind(address: &Address, group: Option<&str>) -> Result<Self, ServeError> {
@@ -139,23 +152,15 @@ impl Listener {
             // It is never closed.
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let gauges = Arc::clone(&gauges);
-            let accepted = match &self.accepting {
-                Accepting::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    tokio::spawn(async move {
-                        scrape(stream, gauges).await;
-                        drop(place);
-                    });
-                }),
-                Accepting::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    tokio::spawn(async move {
-                        scrape(stream, gauges).await;
-                        drop(place);
-                    });
-                }),
-            };
-            if let Err(error) = accepted {
-                tracing::warn!(%error, "cannot accept a connection for metrics");
-                sleep(ACCEPT_PAUSE).await;
+            match self.accepting.accept().await {
+                Ok(stream) => drop(tokio::spawn(async move {
+                    scrape(stream, gauges).await;
+                    drop(place);
+                })),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection for metrics");
+                    sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
@@ -170,10 +175,7 @@ impl Drop for RemovedAtLast {
 }
 
 /// One request, one answer.
-async fn scrape(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    gauges: Arc<dyn Fn() -> Gauges + Send + Sync>,
-) {
+async fn scrape(stream: Box<dyn Stream>, gauges: Arc<dyn Fn() -> Gauges + Send + Sync>) {
     let service = service_fn(|request: Request<Incoming>| {
         let answer = answer(&request, &*gauges);
         async move { Ok::<_, Infallible>(answer) }

@@ -165,6 +165,8 @@ impl Call {
             ["attachments", _, "action"] => "os-complete",
             ["snapshots", ..] => "snapshots",
             ["messages", ..] => "messages",
+            ["backups", ..] => "backups",
+            ["os-availability-zone"] => "zones",
             ["limits"] => "limits",
             ["types", ..] => "types",
             ["images", ..] => "images",
