@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::rig::{DEBIAN_12_PLAIN, DEBIAN_13, Node, Project, is_asked_for};
+use crate::rig::{DEBIAN_12, DEBIAN_12_PLAIN, DEBIAN_13, Node, Project, is_asked_for};
+use crate::support;
 
 /// What `install.sh` writes: mode, owner and path.
 const INSTALLED: &str = "\
@@ -186,6 +187,74 @@ async fn an_installation_from_the_first_day_to_the_last() {
     let kept = node.sh(read).await;
     assert!(kept.parse::<usize>().unwrap() > lines, "{kept} lines");
     node.assert_clean().await;
+    project.assert_clean().await;
+}
+
+/// The `.deb`, with systemd and a container that writes: enabled but not started without a
+/// configuration; an upgrade restarts the daemon alone; the removal is refused until nothing is
+/// mounted, and then leaves nothing that runs.
+#[tokio::test]
+async fn a_debian_package_from_the_first_day_to_the_last() {
+    if !is_asked_for() {
+        return;
+    }
+    let project = Project::create().await;
+    let node = Node::boot("deb", DEBIAN_12).await;
+    let made = tempfile::tempdir().unwrap();
+    let to = made.path().display();
+    support::sh(&format!(
+        "strip -o {to}/program '{}'; for REVISION in 1 2; do export REVISION; \
+         '{}/.ci/release' --packages {to}/program {to}/release >{to}/log 2>&1 || {{ cat {to}/log; exit 1; }}; done; \
+         mkdir {to}/debs; mv {to}/release/*.deb {to}/debs",
+        support::binary().display(),
+        env!("CARGO_MANIFEST_DIR"),
+    ));
+    node.put(&made.path().join("debs"), "/root/debs").await;
+
+    let said = node.sh("dpkg --install /root/debs/*-1_amd64.deb 2>&1").await;
+    assert_says(&said, &["put your cloud into /var/lib/cinder/dockerdriver/config.json"]);
+    let state = "systemctl is-enabled cinder-docker-driver.service cinder-docker-driver.socket; \
+                 systemctl is-active cinder-docker-driver.service; true";
+    assert_eq!(node.sh(state).await, "enabled\nenabled\ninactive");
+    // As at a boot: there is nothing to start, which is no failure.
+    node.sh("systemctl start cinder-docker-driver.service cinder-docker-driver.socket").await;
+    assert_eq!(node.sh(state).await, "enabled\nenabled\ninactive");
+    assert_eq!(node.sh("ls /run/docker/plugins 2>/dev/null; true").await, "");
+
+    node.write_config(&project, json!({})).await;
+    node.sh("systemctl enable --now cinder-docker-driver").await;
+    let writer = Writer::start(&node).await;
+    project.until("data", "in-use").await;
+    let (life, before) = (writer.life().await, running(&node).await);
+    let lines = writer.assert_writes().await;
+    let upgrade = node.sh("dpkg --install /root/debs/*-2_amd64.deb 2>&1");
+    tokio::pin!(upgrade);
+    loop {
+        tokio::select! {
+            _ = &mut upgrade => break,
+            () = sleep(Duration::from_millis(300)) => {
+                assert_eq!(project.status("data").await, "in-use");
+            }
+        }
+    }
+    assert!(writer.assert_writes().await > lines);
+    assert_eq!(writer.life().await, life);
+    assert_ne!(running(&node).await.0, before.0, "the new one runs");
+
+    let said = node.fails("dpkg --remove cinder-docker-driver 2>&1").await;
+    assert_says(&said, &["/var/lib/cinder/mount/data\n", "Stop the containers"]);
+    writer.assert_writes().await;
+    assert_eq!(writer.life().await, life);
+    node.sh("docker rm -f writer").await;
+    project.until("data", "available").await;
+    node.assert_clean().await;
+    node.sh("dpkg --remove cinder-docker-driver").await;
+    let left = "systemctl list-units --all --plain --no-legend 'cinder-docker-driver*'; \
+                ls /run/docker/plugins; pgrep cinder-docker; ls /var/lib/cinder/dockerdriver";
+    assert_eq!(node.sh(&format!("{left}; true")).await, "config.json\nstate");
+    node.sh("dpkg --purge cinder-docker-driver").await;
+    let left = "find / -xdev -name '*cinder-docker-driver*' -not -path '/root/*' -not -path '/var/cache/*'; ls -d /var/lib/cinder";
+    assert_eq!(node.sh(&format!("{left} 2>/dev/null; true")).await, "");
     project.assert_clean().await;
 }
 
