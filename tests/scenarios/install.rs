@@ -1,6 +1,7 @@
 //! The life of an installation, with systemd as PID 1: install, start, upgrade, reboot, uninstall;
 //! and `check` on hosts where something is wrong.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -190,6 +191,27 @@ async fn an_installation_from_the_first_day_to_the_last() {
     project.assert_clean().await;
 }
 
+/// `debs/1.deb` as a release has it (or `CINDER_DRIVER_DEB`, which is one), and the next revision of
+/// it, `debs/2.deb`.
+fn make_debs(to: &Path) {
+    let to = to.display();
+    match std::env::var("CINDER_DRIVER_DEB") {
+        Ok(deb) => support::sh(&format!("mkdir {to}/debs && cp '{deb}' {to}/debs/1.deb")),
+        Err(_) => support::sh(&format!(
+            "strip -o {to}/program '{}' && \
+             '{}/.ci/release' --packages {to}/program {to}/release >{to}/log 2>&1 || \
+             {{ cat {to}/log; exit 1; }}; mkdir {to}/debs && mv {to}/release/*.deb {to}/debs/1.deb",
+            support::binary().display(),
+            env!("CARGO_MANIFEST_DIR"),
+        )),
+    };
+    support::sh(&format!(
+        "dpkg-deb -R {to}/debs/1.deb {to}/tree && \
+         sed -i 's/^Version: .*/&.2/' {to}/tree/DEBIAN/control && \
+         dpkg-deb -Zgzip -z1 -b {to}/tree {to}/debs/2.deb"
+    ));
+}
+
 /// The `.deb`, with systemd and a container that writes: enabled but not started without a
 /// configuration; an upgrade restarts the daemon alone; the removal is refused until nothing is
 /// mounted, and then leaves nothing that runs.
@@ -201,17 +223,10 @@ async fn a_debian_package_from_the_first_day_to_the_last() {
     let project = Project::create().await;
     let node = Node::boot("deb", DEBIAN_12).await;
     let made = tempfile::tempdir().unwrap();
-    let to = made.path().display();
-    support::sh(&format!(
-        "strip -o {to}/program '{}'; for REVISION in 1 2; do export REVISION; \
-         '{}/.ci/release' --packages {to}/program {to}/release >{to}/log 2>&1 || {{ cat {to}/log; exit 1; }}; done; \
-         mkdir {to}/debs; mv {to}/release/*.deb {to}/debs",
-        support::binary().display(),
-        env!("CARGO_MANIFEST_DIR"),
-    ));
+    make_debs(made.path());
     node.put(&made.path().join("debs"), "/root/debs").await;
 
-    let said = node.sh("dpkg --install /root/debs/*-1_amd64.deb 2>&1").await;
+    let said = node.sh("dpkg --install /root/debs/1.deb 2>&1").await;
     assert_says(&said, &["put your cloud into /var/lib/cinder/dockerdriver/config.json"]);
     let state = "systemctl is-enabled cinder-docker-driver.service cinder-docker-driver.socket; \
                  systemctl is-active cinder-docker-driver.service; true";
@@ -227,7 +242,7 @@ async fn a_debian_package_from_the_first_day_to_the_last() {
     project.until("data", "in-use").await;
     let (life, before) = (writer.life().await, running(&node).await);
     let lines = writer.assert_writes().await;
-    let upgrade = node.sh("dpkg --install /root/debs/*-2_amd64.deb 2>&1");
+    let upgrade = node.sh("dpkg --install /root/debs/2.deb 2>&1");
     tokio::pin!(upgrade);
     loop {
         tokio::select! {
