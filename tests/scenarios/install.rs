@@ -266,7 +266,7 @@ async fn a_debian_package_from_the_first_day_to_the_last() {
     node.sh("dpkg --remove cinder-docker-driver").await;
     let left = "systemctl list-units --all --plain --no-legend 'cinder-docker-driver*' | \
                 grep -v ' not-found '; ls /run/docker/plugins; pgrep cinder-docker; ls /var/lib/cinder/dockerdriver";
-    assert_eq!(node.sh(&format!("{left}; true")).await, "config.json\nstate");
+    assert_eq!(node.sh(&format!("{left}; true")).await, "config.json\nowes-nothing\nstate");
     node.sh("dpkg --purge cinder-docker-driver").await;
     let left = "find / -xdev -name '*cinder-docker-driver*' -not -path '/root/*' -not -path '/var/cache/*'; ls -d /var/lib/cinder";
     assert_eq!(node.sh(&format!("{left} 2>/dev/null; true")).await, "");
