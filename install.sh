@@ -81,6 +81,12 @@ cleanup() {
 have() { command -v "$1" >/dev/null 2>&1; }
 has_systemd() { [ -z "$DESTDIR" ] && [ -d /run/systemd/system ]; }
 
+# The program is a package's: upgrading and removing it is the package manager's.
+is_packaged() {
+    { have dpkg-query && dpkg-query --search "$BINARY"; } >/dev/null 2>&1 ||
+        { have rpm && rpm --query --file "$BINARY"; } >/dev/null 2>&1
+}
+
 # --- where the files come from: sets SOURCE (a directory with the units) and NEW_BINARY ---
 
 # The directory of this script, or nothing when the shell reads it from a pipe.
@@ -660,6 +666,9 @@ main() {
     fi
     if [ -n "$DESTDIR" ] && [ $task = sandbox ]; then
         die "--sandbox starts services, DESTDIR is for staging files: use one of them."
+    fi
+    if [ -z "$DESTDIR" ] && is_packaged; then
+        die "$BINARY belongs to a package: upgrade or remove that (apt, dnf). Nothing was changed."
     fi
     if [ $task = uninstall ]; then
         uninstall

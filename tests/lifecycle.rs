@@ -1125,6 +1125,57 @@ async fn the_go_drivers_content_directory_is_found_and_its_mode_0000_repaired() 
     }
 }
 
+/// What docs/migration.md says of each: the driver, how its volumes look, and what is to be set.
+#[tokio::test]
+async fn volumes_of_other_drivers_show_containers_what_they_showed() {
+    const DATA: &str = "mkdir -m 700 data && echo kept >data/x";
+    const ROOT: &str = "echo kept >x";
+    let cloud = Cloud::start().await;
+    let plain = host(&cloud).await;
+    let for_data = Node::start_with(&cloud, json!({ "ContentDirectory": "data" })).await;
+    let for_root = Node::start_with(&cloud, json!({ "ContentDirectory": "" })).await;
+    for (name, made_by, content, node, directory) in [
+        ("rex-ray", "mkfs.ext4 -F -q", DATA, &for_data, "data"),
+        ("hervenicol", "mkfs.ext4 -q -L hervenicol", DATA, &for_data, "data"),
+        ("openhpi", "mkfs.ext4 -q -L openhpi", ROOT, &plain, ""),
+        ("openhpi-xfs", "mkfs.xfs -q -L openhpi", ROOT, &plain, ""),
+        ("fuxi", "mkfs.ext4 -q", ROOT, &for_root, ""),
+        // With the directory chosen for another driver's volumes, these are what they were.
+        ("jgraichen", "mkfs.ext4 -q", ROOT, &for_data, ""),
+        (
+            "go",
+            "mkfs.ext4 -q",
+            "mkdir -m 0 volume_content && echo kept >volume_content/x",
+            &plain,
+            "volume_content",
+        ),
+    ] {
+        let id = cloud.create(name, json!({ "description": "" })).await;
+        sh(&format!("{made_by} {}", cloud.image(&id).display()));
+        on_the_volume(&cloud, &id, content);
+        let mounted = node.mount(name, "c").await.unwrap();
+        assert_eq!(mounted, node.mount_point().join(name).join(directory), "{name}");
+        assert_eq!(fs::read_to_string(mounted.join("x")).unwrap(), "kept\n", "{name}");
+        node.unmount(name, "c").await.unwrap();
+        // Made elsewhere: what another driver's user has is not deleted by accident.
+        node.remove(name).await.unwrap_err();
+    }
+
+    // Both on one host: old volumes are marked in Cinder. So too one that was mounted before that.
+    let id = cloud.create("marked", json!({})).await;
+    sh(&format!("mkfs.ext4 -q {}", cloud.image(&id).display()));
+    on_the_volume(&cloud, &id, DATA);
+    let mounted = plain.mount("marked", "c").await.unwrap();
+    assert!(mounted.join("data/x").exists(), "the root holds something: it is shown");
+    plain.unmount("marked", "c").await.unwrap();
+    let metadata = json!({ "metadata": { "docker.directory": "data" } });
+    cloud.cinder("POST", &format!("/volumes/{id}/metadata"), metadata).await;
+    let mounted = plain.mount("marked", "c").await.unwrap();
+    assert_eq!(mounted, plain.mount_point().join("marked/data"));
+    plain.unmount("marked", "c").await.unwrap();
+    plain.assert_clean(&cloud);
+}
+
 #[tokio::test]
 async fn a_volume_with_nothing_but_lost_found_looks_empty_to_containers() {
     let cloud = Cloud::start().await;

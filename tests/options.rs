@@ -36,20 +36,6 @@ fn every_row_of_the_table_has_a_test() {
 
 const ID: &str = "8f2c1f2e-6c1c-4d57-9d0a-222222222222";
 
-/// The README tells of every option, and of nothing that is none.
-#[test]
-fn the_readmes_table_is_the_table() {
-    let readme = include_str!("../README.md");
-    let (_, section) = readme.split_once("### Options of `docker volume create -o`").unwrap();
-    let (section, _) = section.split_once("\n## ").unwrap();
-    let first_cells =
-        section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
-    let told: std::collections::BTreeSet<&str> =
-        first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
-    let known: std::collections::BTreeSet<&str> = TABLE.iter().map(|row| row.name).collect();
-    assert_eq!(told, known);
-}
-
 /// A column of findmnt about the filesystem that holds a path.
 fn mounted(at: &Path, column: &str) -> String {
     sh(&format!("findmnt -bno {column} -T {}", at.display())).trim().to_owned()

@@ -12,6 +12,8 @@ mod support;
 
 #[path = "support/engine.rs"]
 mod engine;
+#[path = "support/pages.rs"]
+mod pages;
 #[path = "support/transcript.rs"]
 mod transcript;
 
@@ -175,6 +177,65 @@ async fn every_option_is_said_to_an_engine_and_shown_by_it() {
     assert!(!refused.status.success() && error.contains("set \"ClusterID\": \"blue\""), "{error}");
     other.clear().await;
     machine.clear().await;
+}
+
+/// Programs of the documentation that are elsewhere on these machines, in `$DIR/tools`.
+async fn make_tools(machine: &Machine) {
+    let tools = machine.dir().join("tools");
+    let plugin = format!(
+        "exec '{}' --config {}/config.json \"$@\"",
+        support::binary().display(),
+        machine.dir().display()
+    );
+    // Compose 2 is a plugin of docker; Compose 1 was a program.
+    let docker =
+        "if [ \"$1\" = compose ] && ! PATH=${PATH#*:} docker compose version >/dev/null 2>&1; then
+                      shift; exec docker-compose \"$@\"
+                  fi
+                  PATH=${PATH#*:} exec docker \"$@\"";
+    std::fs::create_dir(&tools).unwrap();
+    for (name, script) in [("cinder-docker-driver", plugin.as_str()), ("docker", docker)] {
+        std::fs::write(tools.join(name), format!("#!/bin/sh\n{script}\n")).unwrap();
+    }
+    machine.sh("chmod +x $DIR/tools/*").await;
+}
+
+#[tokio::test]
+async fn every_command_of_the_documentation_does_what_it_says() {
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
+    machine.sh("docker tag ubuntu busybox").await;
+    make_tools(&machine).await;
+    let mut commands = 0;
+    for page in pages::all() {
+        for block in page.blocks() {
+            let place = format!("{}, line {}", page.name, block.line);
+            let comment = block.comment.as_deref().unwrap_or("");
+            if let Some(name) = comment.strip_prefix("file: ") {
+                std::fs::write(machine.home().join(name), &block.text).unwrap();
+            }
+            if block.language != "sh" || comment.starts_with("run by ") {
+                continue;
+            }
+            commands += block.text.lines().count();
+            let output = machine
+                .run_beside_the_cloud(&format!("set -e; PATH=$DIR/tools:$PATH\n{}", block.text))
+                .await;
+            let said = String::from_utf8_lossy(&output.stderr);
+            match comment.strip_prefix("fails: ") {
+                Some(error) => {
+                    assert!(!output.status.success() && said.contains(error), "{place}: {said}");
+                }
+                None => assert!(output.status.success() && comment.is_empty(), "{place}: {said}"),
+            }
+        }
+        // A page leaves nothing behind, in the cloud neither. The README, the last one, says no
+        // more than what to begin with.
+        machine.clear().await;
+        let left = cloud.volumes().await;
+        assert!(left.is_empty() || page.name == "README.md", "{}: {left:?}", page.name);
+    }
+    assert!(commands > 30, "{commands}");
 }
 
 /// What the engine asked the plugin about a volume, in order, as the plugin's log tells it; what
@@ -535,4 +596,92 @@ async fn a_container_writes_on_while_its_volume_grows_and_a_snapshot_is_taken() 
     machine.sh("docker rm -f web && docker volume rm copy").await;
     cloud.until("web", "available").await;
     machine.clear().await;
+}
+
+/// The driver inside the engine: `docker plugin create` from what `plugin/build` makes of this
+/// machine's own tools.
+#[tokio::test]
+async fn a_managed_plugin_serves_containers_and_outlives_itself_and_the_engine() {
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot_for_a_managed_plugin("box-1").await else { return };
+    let config = cloud.sandbox.config();
+    let build = pages::path("plugin/build");
+    machine
+        .sh(&format!(
+            "{} --tree / '{}' $DIR/plugin >&2; mkdir -m 700 $DIR/state; cp -R /etc/iscsi $DIR/iscsi",
+            build.display(),
+            support::binary().display()
+        ))
+        .await;
+    // Growing an ext4 takes it; where the tests may not have it themselves, nobody can give it.
+    machine
+        .sh("bound=$(sed -n 's/^CapBnd:[^0-9a-f]*//p' /proc/self/status); \
+             [ $((0x$bound >> 24 & 1)) = 1 ] || sed -i 's/\"CAP_SYS_RESOURCE\", //' $DIR/plugin/config.json")
+        .await;
+    let text = |key: &str| config[key].as_str().unwrap().to_owned();
+    machine
+        .sh(&format!(
+            "docker plugin create cinder $DIR/plugin && docker plugin set cinder \
+             state.source=$DIR/state iscsi.source=$DIR/iscsi DEBUG=true \
+             OS_AUTH_URL={} OS_USERNAME={} OS_PASSWORD='{}' OS_PROJECT_ID={} \
+             ConnectorHost='box-\"1\"' DefaultFilesystem=xfs && docker plugin enable cinder",
+            text("Endpoint"),
+            text("Username"),
+            text("Password"),
+            text("TenantID"),
+        ))
+        .await;
+    machine.sh("docker volume create -d cinder -o size=2 web").await;
+    // Docker calls the driver by its whole name, tag included.
+    assert_eq!(
+        machine.sh("docker volume ls --format '{{.Driver}} {{.Name}}'").await,
+        "cinder:latest web"
+    );
+
+    // Two containers on it; the first to go takes nothing from the other.
+    let run = |how: &str, script: &str| {
+        format!("docker run {how} --network none -v web:/data ubuntu sh -c '{script}'")
+    };
+    machine.sh(&run("-d --name web", "while echo line >>/data/log; do sleep 0.05; done")).await;
+    machine.sh(&run("--rm", "test -s /data/log && touch /data/two")).await;
+    until_written(&machine).await;
+    machine.sh("test -e $DIR/docker/plugins/*/propagated-mount/web/volume_content/two").await;
+    let status = machine.sh("docker volume inspect -f '{{json .Status}}' web").await;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((&status["filesystem"], &status["size"]), (&json!("xfs"), &json!(2)), "{status}");
+    assert_eq!(status["attached_host"], "box-\"1\"", "a setting came through as it is");
+    let inside = "nsenter --target $(pidof cinder-docker-driver) --mount --net \
+                  /usr/bin/cinder-docker-driver --config /run/cinder-docker-driver.json status";
+    let shown = machine.sh(inside).await;
+    assert!(shown.contains("web"), "{shown}");
+    let refused = machine.run("docker plugin disable cinder").await;
+    assert!(!refused.status.success(), "it is in use");
+
+    // It dies, and the engine starts it again. The container does not notice.
+    machine.sh("kill -KILL $(pidof cinder-docker-driver)").await;
+    machine.until("pidof cinder-docker-driver").await;
+    machine.until(&run("--rm", "test -e /data/two")).await;
+    until_written(&machine).await;
+    assert_eq!(cloud.status("web").await, "in-use");
+    // Its administrator takes it away by force, as for an upgrade. The engine unmounts then; the
+    // container keeps what it has, and nobody else gets it.
+    machine.sh("docker plugin disable -f cinder").await;
+    until_written(&machine).await;
+    machine.sh("docker plugin enable cinder").await;
+    until_written(&machine).await;
+    assert_eq!(cloud.status("web").await, "in-use");
+    machine.sh("docker rm -f web").await;
+    cloud.until("web", "available").await;
+
+    // The engine dies under a container, whose volume nobody unmounts: the next Mount does.
+    machine.sh(&run("-d --name web", "exec sleep 1000")).await;
+    machine.kill("dockerd").await;
+    machine.start_engine_beside_the_cloud().await.unwrap();
+    machine.sh("docker rm -f web").await;
+    machine.until(&run("--rm", "test -e /data/two")).await;
+    cloud.until("web", "available").await;
+    machine
+        .sh("docker volume rm web && docker plugin disable cinder && docker plugin rm cinder")
+        .await;
+    assert_eq!(cloud.volumes().await.len(), 0);
 }

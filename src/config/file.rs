@@ -22,7 +22,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 
 /// What a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// A JSON string.
     Text,
     /// A JSON string that nobody else may see.
@@ -37,9 +37,9 @@ enum Kind {
     Profiles,
 }
 
-/// Every key, in the spelling that messages use. A new key is a row here and its use in
-/// `auth.rs` or `validate.rs`.
-const KEYS: &[(&str, Kind)] = &[
+/// Every key, in the spelling that messages use. A new key is a row here, its use in `auth.rs` or
+/// `validate.rs`, and a row in docs/configuration.md.
+pub(super) const KEYS: &[(&str, Kind)] = &[
     // The Go driver's.
     ("Endpoint", Kind::Text),
     ("Username", Kind::Text),

@@ -32,6 +32,11 @@ pub const DEFAULT_CONFIG_PATH: &str = "/var/lib/cinder/dockerdriver/config.json"
 /// Where dockerd looks for the plugin.
 pub const DEFAULT_SOCKET_PATH: &str = "/run/docker/plugins/cinder.sock";
 
+/// Every key of the config file, in the spelling that messages use.
+pub fn keys() -> impl Iterator<Item = &'static str> {
+    file::KEYS.iter().map(|(key, _)| *key)
+}
+
 /// Looks a variable up. A parameter, so that tests need not change the process's own environment.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 

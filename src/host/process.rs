@@ -50,18 +50,27 @@ pub struct MountHolder {
 /// Looks through the mount namespaces of all processes for mounts of the device: the one that
 /// [`MountEntry::device`] shows for our own mount (btrfs has an anonymous one).
 ///
-/// Not holders: our own namespace; *slave copies* of our mount at `ours` (same path, `master:N`
-/// of our peer group), which go when we unmount. A mountinfo that can't be read counts as a holder
-/// (a process that has just ended does not).
+/// Not holders: our own namespace; *copies* of our mount at `ours`, which go when we unmount:
+/// slaves at the same path (`master:N` of our peer group), and what stands where ours does on a peer
+/// or slave of the mount below ours. (In a managed plugin ours is at another path than the host's
+/// copy.) A mountinfo that can't be read counts as a holder (a process that has just ended does not).
 pub fn mount_holders(paths: &Paths, device: DeviceNumber, ours: &Path) -> Vec<MountHolder> {
     let own_namespace = fs::read_link(paths.proc.join("self/ns/mnt")).ok();
     let own_mounts = mountinfo::own(paths).unwrap_or_default();
-    let our_group = own_mounts
-        .iter()
-        .rfind(|entry| entry.mount_point == ours && entry.device == device)
-        .and_then(|entry| entry.shared);
-    let is_slave_copy = |entry: &MountEntry| {
-        entry.mount_point == ours && entry.master.is_some() && entry.master == our_group
+    let our_mount =
+        own_mounts.iter().rfind(|entry| entry.mount_point == ours && entry.device == device);
+    let our_group = our_mount.and_then(|entry| entry.shared);
+    let our_place = our_mount
+        .and_then(|entry| Place::of(entry, &own_mounts))
+        .filter(|place| place.shared.is_some());
+    let is_copy = |entry: &MountEntry, mounts: &[MountEntry]| {
+        let is_slave =
+            entry.mount_point == ours && entry.master.is_some() && entry.master == our_group;
+        is_slave
+            || our_place.as_ref().zip(Place::of(entry, mounts)).is_some_and(|(ours, place)| {
+                place.path == ours.path
+                    && (place.shared == ours.shared || place.master == ours.shared)
+            })
     };
     // A mount id is unique on the machine: this tells our own namespace when `ns/mnt` may not be
     // read (it takes CAP_SYS_PTRACE, or more under a security module).
@@ -82,10 +91,15 @@ pub fn mount_holders(paths: &Paths, device: DeviceNumber, ours: &Path) -> Vec<Mo
         let holder =
             |mount_point: String| MountHolder { pid, command: command(paths, pid), mount_point };
         let answer = match fs::read(paths.proc.join(format!("{pid}/mountinfo"))) {
-            Ok(text) => mountinfo::parse(&text)
-                .iter()
-                .find(|entry| entry.device == device && !is_slave_copy(entry) && !is_own(entry))
-                .map(|entry| holder(entry.mount_point.to_string_lossy().into_owned())),
+            Ok(text) => {
+                let mounts = mountinfo::parse(&text);
+                mounts
+                    .iter()
+                    .find(|entry| {
+                        entry.device == device && !is_copy(entry, &mounts) && !is_own(entry)
+                    })
+                    .map(|entry| holder(entry.mount_point.to_string_lossy().into_owned()))
+            }
             Err(_) if !is_alive(paths, pid) => continue,
             Err(_) => Some(holder(String::new())),
         };
@@ -97,6 +111,26 @@ pub fn mount_holders(paths: &Paths, device: DeviceNumber, ours: &Path) -> Vec<Mo
         }
     }
     answers.into_values().flatten().chain(nameless).collect()
+}
+
+/// Where a mount stands. What is unmounted at a place goes from the same path on all peers and slaves
+/// of the mount below it, too (mount_namespaces(7)).
+struct Place {
+    /// Peer group of the mount below.
+    shared: Option<u32>,
+    /// Whose slave the mount below is.
+    master: Option<u32>,
+    /// In the filesystem below, whatever of that is mounted.
+    path: PathBuf,
+}
+
+impl Place {
+    /// `None` when the mount below cannot be seen.
+    fn of(entry: &MountEntry, mounts: &[MountEntry]) -> Option<Self> {
+        let below = mounts.iter().find(|below| below.id == entry.parent)?;
+        let path = below.root.join(entry.mount_point.strip_prefix(&below.mount_point).ok()?);
+        Some(Self { shared: below.shared, master: below.master, path })
+    }
 }
 
 /// The container that a process is in, by its control group: Docker, Podman and containerd name it
@@ -209,6 +243,40 @@ mod tests {
         assert_eq!(holders(&[("6", "S", "2", Some(&line(OURS, " master:7")))]), []);
         for (point, tags) in [("/data", " master:7"), (OURS, " master:8"), (OURS, "")] {
             assert_eq!(holders(&[("6", "S", "2", Some(&line(point, tags)))]).len(), 1, "{tags}");
+        }
+    }
+
+    #[test]
+    fn in_a_managed_plugin_the_hosts_copy_is_no_holder_and_a_containers_shared_bind_is_one() {
+        const STATE: &str = "/var/lib/docker/plugins/1/propagated-mount";
+        fn below(id: u32, root: &str, point: &str, tags: &str) -> String {
+            format!("{id} 1 8:1 {root} {point} rw {tags} - ext4 /dev/sda rw\n")
+        }
+        fn on(id: u32, point: &str, tags: &str) -> String {
+            let mount = id + 10;
+            format!("{mount} {id} 8:16 / {point} rw {tags} - ext4 /dev/sdb rw\n")
+        }
+        fn host(tags: &str, point: &str) -> String {
+            below(40, STATE, STATE, tags) + &on(40, point, "shared:7")
+        }
+        let ours =
+            below(20, STATE, "/var/lib/cinder/mount", "shared:3") + &on(20, OURS, "shared:7");
+        let copy = &format!("{STATE}/web");
+        for (other, count) in [
+            (host("shared:3", copy), 0),
+            (host("master:3", copy), 0),
+            // Another filesystem's directory of that name, another directory, no propagation.
+            (host("shared:4", copy), 1),
+            (host("shared:3", &format!("{STATE}/other")), 1),
+            (host("", copy), 1),
+            // Bound into a container with bind-propagation=rshared.
+            (below(50, "/", "/", "") + &on(50, "/data", "shared:7"), 1),
+            (on(77, copy, "shared:7"), 1),
+        ] {
+            let processes =
+                [("self", "S", "1", Some(ours.as_str())), ("6", "S", "2", Some(other.as_str()))];
+            let (_dir, paths) = proc(&processes);
+            assert_eq!(mount_holders(&paths, DEVICE, Path::new(OURS)).len(), count, "{other}");
         }
     }
 

@@ -1,12 +1,14 @@
 //! The life of an installation, with systemd as PID 1: install, start, upgrade, reboot, uninstall;
 //! and `check` on hosts where something is wrong.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::rig::{DEBIAN_12_PLAIN, DEBIAN_13, Node, Project, is_asked_for};
+use crate::rig::{DEBIAN_12, DEBIAN_12_PLAIN, DEBIAN_13, Node, Project, is_asked_for};
+use crate::support;
 
 /// What `install.sh` writes: mode, owner and path.
 const INSTALLED: &str = "\
@@ -186,6 +188,88 @@ async fn an_installation_from_the_first_day_to_the_last() {
     let kept = node.sh(read).await;
     assert!(kept.parse::<usize>().unwrap() > lines, "{kept} lines");
     node.assert_clean().await;
+    project.assert_clean().await;
+}
+
+/// `debs/1.deb` as a release has it (or `CINDER_DRIVER_DEB`, which is one), and the next revision of
+/// it, `debs/2.deb`.
+fn make_debs(to: &Path) {
+    let to = to.display();
+    match std::env::var("CINDER_DRIVER_DEB") {
+        Ok(deb) => support::sh(&format!("mkdir {to}/debs && cp '{deb}' {to}/debs/1.deb")),
+        Err(_) => support::sh(&format!(
+            "strip -o {to}/program '{}' && \
+             '{}/.ci/release' --packages {to}/program {to}/release >{to}/log 2>&1 || \
+             {{ cat {to}/log; exit 1; }}; mkdir {to}/debs && mv {to}/release/*.deb {to}/debs/1.deb",
+            support::binary().display(),
+            env!("CARGO_MANIFEST_DIR"),
+        )),
+    };
+    support::sh(&format!(
+        "dpkg-deb -R {to}/debs/1.deb {to}/tree && \
+         sed -i 's/^Version: .*/&.2/' {to}/tree/DEBIAN/control && \
+         dpkg-deb -Zgzip -z1 -b {to}/tree {to}/debs/2.deb"
+    ));
+}
+
+/// The `.deb`, with systemd and a container that writes: enabled but not started without a
+/// configuration; an upgrade restarts the daemon alone; the removal is refused until nothing is
+/// mounted, and then leaves nothing that runs.
+#[tokio::test]
+async fn a_debian_package_from_the_first_day_to_the_last() {
+    if !is_asked_for() {
+        return;
+    }
+    let project = Project::create().await;
+    let node = Node::boot("deb", DEBIAN_12).await;
+    let made = tempfile::tempdir().unwrap();
+    make_debs(made.path());
+    node.put(&made.path().join("debs"), "/root/debs").await;
+
+    let said = node.sh("dpkg --install /root/debs/1.deb 2>&1").await;
+    assert_says(&said, &["put your cloud into /var/lib/cinder/dockerdriver/config.json"]);
+    let state = "systemctl is-enabled cinder-docker-driver.service cinder-docker-driver.socket; \
+                 systemctl is-active cinder-docker-driver.service; true";
+    assert_eq!(node.sh(state).await, "enabled\nenabled\ninactive");
+    // As at a boot: there is nothing to start, which is no failure.
+    node.sh("systemctl start cinder-docker-driver.service cinder-docker-driver.socket").await;
+    assert_eq!(node.sh(state).await, "enabled\nenabled\ninactive");
+    assert_eq!(node.sh("ls /run/docker/plugins 2>/dev/null; true").await, "");
+
+    node.write_config(&project, json!({})).await;
+    node.sh("systemctl enable --now cinder-docker-driver").await;
+    let writer = Writer::start(&node).await;
+    project.until("data", "in-use").await;
+    let (life, before) = (writer.life().await, running(&node).await);
+    let lines = writer.assert_writes().await;
+    let upgrade = node.sh("dpkg --install /root/debs/2.deb 2>&1");
+    tokio::pin!(upgrade);
+    loop {
+        tokio::select! {
+            _ = &mut upgrade => break,
+            () = sleep(Duration::from_millis(300)) => {
+                assert_eq!(project.status("data").await, "in-use");
+            }
+        }
+    }
+    assert!(writer.assert_writes().await > lines);
+    assert_eq!(writer.life().await, life);
+    assert_ne!(running(&node).await.0, before.0, "the new one runs");
+
+    let said = node.fails("dpkg --remove cinder-docker-driver 2>&1").await;
+    assert_says(&said, &["/var/lib/cinder/mount/data\n", "Stop the containers"]);
+    writer.assert_writes().await;
+    assert_eq!(writer.life().await, life);
+    node.sh("docker rm -f writer").await;
+    project.until("data", "available").await;
+    node.assert_clean().await;
+    node.sh("dpkg --remove cinder-docker-driver").await;
+    let left = "systemctl list-units --all --plain --no-legend 'cinder-docker-driver*' | \
+                grep -v ' not-found '; ls /run/docker/plugins; pgrep cinder-docker; ls /var/lib/cinder/dockerdriver";
+    assert_eq!(node.sh(&format!("{left}; true")).await, "config.json\nowes-nothing\nstate");
+    node.sh("dpkg --purge cinder-docker-driver").await;
+    let left = "find / -xdev -name '*cinder-docker-driver*' -not -path '/root/*' -not -path '/var/cache/*'; ls -d /var/lib/cinder";
+    assert_eq!(node.sh(&format!("{left} 2>/dev/null; true")).await, "");
     project.assert_clean().await;
 }
 

@@ -71,15 +71,24 @@ impl Machine {
         let machine = Self::unshare(name).await;
         machine.write_config(cloud.sandbox.config(), more);
         machine.start_plugin().await;
-        if let Err(reason) = machine.start_engine().await {
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "no Docker Engine: {reason}");
-            // Past the capture of the test harness: this must be seen.
-            let shown = format!("\n*** SKIPPED: no Docker Engine can run here: {reason} ***\n");
-            std::io::stderr().write_all(shown.as_bytes()).ok();
-            return None;
-        }
+        machine.start_engine().await.or_else(skipped).ok()?;
         machine.import_images().await;
         Some(machine)
+    }
+
+    /// Boots it without the plugin, and with an engine in the network of the tests, where the cloud
+    /// is: what the engine runs as its plugin is there too. Containers have no network. `None` as in
+    /// [`Self::boot`].
+    pub async fn boot_for_a_managed_plugin(name: &str) -> Option<Self> {
+        let machine = Self::unshare(name).await;
+        machine.start_engine_beside_the_cloud().await.or_else(skipped).ok()?;
+        machine.import_images().await;
+        Some(machine)
+    }
+
+    /// The engine of [`Self::boot_for_a_managed_plugin`].
+    pub async fn start_engine_beside_the_cloud(&self) -> Result<(), String> {
+        self.start_engine_in(false, "--bridge=none", json!({})).await
     }
 
     async fn unshare(name: &str) -> Self {
@@ -166,6 +175,12 @@ impl Machine {
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
 
+    /// As [`Self::run`], where the cloud can be reached, and containers cannot.
+    pub async fn run_beside_the_cloud(&self, line: &str) -> Output {
+        let mut command = self.command(false, line);
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    }
+
     /// The output of a command that must succeed.
     pub async fn sh(&self, line: &str) -> String {
         let output = self.run(line).await;
@@ -212,10 +227,21 @@ impl Machine {
 
     /// As [`Self::start_engine`], with a `daemon.json`.
     pub async fn start_engine_with(&self, settings: Value) -> Result<(), String> {
+        self.start_engine_in(true, "", settings).await
+    }
+
+    async fn start_engine_in(
+        &self,
+        with_network: bool,
+        more: &str,
+        settings: Value,
+    ) -> Result<(), String> {
         fs::write(self.dir().join("daemon.json"), settings.to_string()).unwrap();
-        let line = "dockerd --config-file $DIR/daemon.json --data-root $DIR/docker \
-                    --iptables=false --ip6tables=false --storage-driver=vfs";
-        self.start(true, "dockerd", line).await;
+        let line = format!(
+            "dockerd --config-file $DIR/daemon.json --data-root $DIR/docker \
+             --iptables=false --ip6tables=false --storage-driver=vfs {more}"
+        );
+        self.start(with_network, "dockerd", &line).await;
         let end = Instant::now() + Duration::from_secs(60);
         while !self.run("docker version").await.status.success() {
             let runs = self.run("kill -0 $(cat $DIR/dockerd.pid)").await.status.success();
@@ -295,7 +321,7 @@ impl Machine {
         fs::read_to_string(self.dir().join(format!("{name}.log"))).unwrap_or_default()
     }
 
-    fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let (plugin, engine) = (self.log("plugin"), self.log("dockerd"));
         format!("plugin:\n{plugin}\ndockerd:\n{}", last_lines(&engine, 20))
     }
@@ -315,8 +341,7 @@ impl Machine {
     pub async fn driver(&self, words: &str) -> String {
         // As the plugin, it may ask the cloud.
         let line = format!("'{}' --config $DIR/config.json {words}", binary().display());
-        let mut command = self.command(false, &line);
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let output = self.run_beside_the_cloud(&line).await;
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{words}: {errors}\n{}", self.logs());
         String::from_utf8(output.stdout).unwrap()
@@ -384,6 +409,14 @@ impl Drop for Machine {
         }
         self.namespaces.wait().ok();
     }
+}
+
+/// Says past the capture of the test harness that a test is skipped: this must be seen.
+fn skipped(reason: String) -> Result<(), String> {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "no Docker Engine: {reason}");
+    let shown = format!("\n*** SKIPPED: no Docker Engine can run here: {reason} ***\n");
+    std::io::stderr().write_all(shown.as_bytes()).ok();
+    Err(reason)
 }
 
 fn last_lines(text: &str, count: usize) -> String {

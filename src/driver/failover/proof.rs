@@ -186,7 +186,7 @@ impl Driver {
                 Err(undone.cloud_error.unwrap_or_else(|| {
                     DriverError::Refused(
                         "Failover needs the attachments flow of Cinder v3 (from Victoria on): see \
-                         AttachFlow and HostUUID in the README"
+                         AttachFlow and HostUUID in docs/configuration.md"
                             .to_owned(),
                     )
                 }))

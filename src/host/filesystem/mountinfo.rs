@@ -42,6 +42,8 @@ impl fmt::Display for DeviceNumber {
 pub struct MountEntry {
     /// Mount id.
     pub id: u32,
+    /// Id of the mount that it stands on.
+    pub parent: u32,
     /// Device of the filesystem. Btrfs shows an anonymous one (major 0): see
     /// [`MountEntry::block_device`].
     pub device: DeviceNumber,
@@ -87,7 +89,7 @@ pub fn parse(text: &[u8]) -> Vec<MountEntry> {
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = number(fields.next()?)?;
-    let _parent = fields.next()?;
+    let parent = number(fields.next()?)?;
     let device = device_number(fields.next()?)?;
     let root = path(fields.next()?);
     let mount_point = path(fields.next()?);
@@ -112,6 +114,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let super_options = text(fields.next().unwrap_or_default());
     Some(MountEntry {
         id,
+        parent,
         device,
         root,
         mount_point,
