@@ -14,7 +14,7 @@ pub fn mountinfo(data: &[u8]) {
 
 /// The line as the kernel would write it.
 fn line(entry: &MountEntry) -> Vec<u8> {
-    let mut line = format!("{} 1 {}", entry.id, entry.device).into_bytes();
+    let mut line = format!("{} {} {}", entry.id, entry.parent, entry.device).into_bytes();
     let mut put = |field: &[u8]| {
         line.push(b' ');
         for byte in field {
