@@ -341,7 +341,7 @@ impl Waits {
     fn new(wait_for_release: Duration) -> Self {
         let now = Instant::now();
         Self {
-            pace: Pace::new(),
+            pace: Pace::calm(),
             release_by: now + wait_for_release,
             settled_by: now + SETTLING_LIMIT,
             device_by: now + DEVICE_LIMIT,

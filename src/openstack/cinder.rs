@@ -258,26 +258,7 @@ impl Cloud {
 
     /// A backup by id or by exact name. Several of one name: an error that lists the ids.
     pub async fn backup(&self, name_or_id: &str) -> Result<Backup, CloudError> {
-        let what = format!("look up backup {name_or_id:?}");
-        if let Ok(id) = Uuid::parse_str(name_or_id) {
-            let call = Call::read(Service::BlockStorage, &*what, format!("/backups/{id}"));
-            match self.send(&call).await {
-                Ok(answer) => {
-                    let body: Value = answer.json(&call)?;
-                    return Backup::read(&body["backup"])
-                        .ok_or_else(|| answer.unexpected(&call, "its backup has no id"));
-                }
-                // A name may look like an id.
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let named = query(&[("name", name_or_id)]);
-        let rows = self
-            .rows(Service::BlockStorage, &what, "/backups/detail", "backups", named, None)
-            .await?;
-        let named = rows.iter().filter_map(Backup::read).filter(|one| one.name == name_or_id);
-        the_only_one("backup", name_or_id, named.collect(), |backup| &backup.id)
+        self.by_id_or_name("backup", name_or_id, Backup::read, |one| (&one.id, &one.name)).await
     }
 
     /// Whether this Cinder makes volumes from backups itself (3.47).
@@ -342,32 +323,35 @@ impl Cloud {
 
     /// A snapshot by id or by exact name. Several of one name: an error that lists the ids.
     pub async fn snapshot(&self, name_or_id: &str) -> Result<Snapshot, CloudError> {
-        let what = format!("look up snapshot {name_or_id:?}");
+        self.by_id_or_name("snapshot", name_or_id, Snapshot::read, |one| (&one.id, &one.name)).await
+    }
+
+    async fn by_id_or_name<T>(
+        &self,
+        kind: &str,
+        name_or_id: &str,
+        read: fn(&Value) -> Option<T>,
+        id_and_name: fn(&T) -> (&String, &String),
+    ) -> Result<T, CloudError> {
+        let what = format!("look up {kind} {name_or_id:?}");
         if let Ok(id) = Uuid::parse_str(name_or_id) {
-            let call = Call::read(Service::BlockStorage, &*what, format!("/snapshots/{id}"));
+            let call = Call::read(Service::BlockStorage, &*what, format!("/{kind}s/{id}"));
             match self.send(&call).await {
                 Ok(answer) => {
                     let body: Value = answer.json(&call)?;
-                    return Snapshot::read(&body["snapshot"])
-                        .ok_or_else(|| answer.unexpected(&call, "its snapshot has no id"));
+                    return read(&body[kind])
+                        .ok_or_else(|| answer.unexpected(&call, &format!("its {kind} has no id")));
                 }
                 // A name may look like an id.
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
         }
-        let rows = self
-            .rows(
-                Service::BlockStorage,
-                &what,
-                "/snapshots/detail",
-                "snapshots",
-                query(&[("name", name_or_id)]),
-                None,
-            )
-            .await?;
-        let named = rows.iter().filter_map(Snapshot::read).filter(|one| one.name == name_or_id);
-        the_only_one("snapshot", name_or_id, named.collect(), |snapshot| &snapshot.id)
+        let (path, key) = (format!("/{kind}s/detail"), format!("{kind}s"));
+        let named = query(&[("name", name_or_id)]);
+        let rows = self.rows(Service::BlockStorage, &what, &path, &key, named, None).await?;
+        let found = rows.iter().filter_map(read).filter(|one| id_and_name(one).1 == name_or_id);
+        the_only_one(kind, name_or_id, found.collect(), |one| id_and_name(one).0)
     }
 
     /// Every snapshot of a volume, or of the project.

@@ -32,10 +32,7 @@ pub(super) fn show(context: &Context<'_>, id: &str) -> Result<Reply, ApiError> {
 
 /// Newest first; `name`, `volume_id` and `status` filter.
 pub(super) fn list(context: &Context<'_>, detail: bool) -> Result<Reply, ApiError> {
-    let is = |key: &str, value: &str| match context.request.query(key) {
-        Some(wanted) => value.to_lowercase() == wanted.to_lowercase(),
-        None => true,
-    };
+    let is = |key: &str, value: &str| context.lets_through(key, value);
     context.cloud.store.read(|state| {
         let mut rows: Vec<&Backup> = state
             .backups

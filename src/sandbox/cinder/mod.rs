@@ -52,6 +52,13 @@ impl Context<'_> {
         self.behaviour.generation == Generation::Queens
     }
 
+    /// Whether the filter `key` of a list, if it is there, lets this value through: as MySQL does,
+    /// without regard to case.
+    fn lets_through(&self, key: &str, value: &str) -> bool {
+        let wanted = self.request.query(key);
+        wanted.is_none_or(|wanted| value.to_lowercase() == wanted.to_lowercase())
+    }
+
     /// `http://HOST:PORT/volume/v3/PROJECT`
     fn url(&self) -> String {
         let version = if self.minor.is_some() { "v3" } else { "v2" };
