@@ -316,12 +316,14 @@ async fn status_says_by_whom_since_when_and_by_which_attachment() {
     node.create("v", json!({})).await.unwrap();
     let before = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let mounted = node.mount("v", "c").await.unwrap();
-    // A process that has the volume in a namespace of its own, as a container has. What else is
-    // mounted on this machine it must not keep: other tests run beside this one.
+    // A process that has the volume in a namespace of its own, as a container has, and the copy
+    // of the host's mount no more. What else is mounted on this machine it must not keep: other
+    // tests run beside this one.
     let at = node.dir.path().join("in-container");
     fs::create_dir(&at).unwrap();
     let line = format!(
-        "mount --bind {0} {1} && mount --make-private {1} && echo ready && exec sleep 600",
+        "mount --bind {0} {1} && mount --make-private {1} && umount {0} && echo ready && \
+         exec sleep 600",
         mounted.display(),
         at.display()
     );
