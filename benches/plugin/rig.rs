@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -232,16 +234,15 @@ impl Daemon {
         self.dir.join("state")
     }
 
-    /// Kills it; what is mounted stays.
-    pub fn stop(mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
+    /// Ends it as systemd does, so that a program that watches it can write down what it saw; what
+    /// is mounted stays.
+    pub fn stop(self) {}
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        self.child.kill().ok();
+        let pid = i32::try_from(self.child.id()).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGTERM).ok();
         self.child.wait().ok();
     }
 }
