@@ -164,11 +164,27 @@ impl Driver {
             Err(error) if error.is_ambiguous() => self.find_lost(name, nonce, error).await?,
             Err(error) => return Err(self.with_zones(request, error).await),
         };
+        if let Some(made) = self.made_at_once(name, &volume).await {
+            return Ok(made);
+        }
         let mut volume = self.until_created(volume, deadline).await?;
         if let Some(backup) = request.metadata.get(metadata::BACKUP) {
             volume = self.restore(name, request, backup, volume, deadline).await?;
         }
         self.settle(name, volume, nonce, deadline).await
+    }
+
+    /// One look at all of the name can tell both that the volume is there already and that it is the
+    /// only one. `None` when it does not, or cannot: then each is looked for.
+    async fn made_at_once(&self, name: &VolumeName, ours: &Volume) -> Option<Volume> {
+        let mut named = self.cloud.volumes_named(name.as_str()).await.ok()?;
+        if self.rival_among(&named, ours).is_some() {
+            return None;
+        }
+        let at = named.iter().position(|volume| volume.id == ours.id)?;
+        let made = named.swap_remove(at);
+        let waits_for_data = made.metadata.contains_key(metadata::BACKUP);
+        (made.status == VolumeStatus::Available && !waits_for_data).then_some(made)
     }
 
     /// Takes a volume back that was to be `multiattach` and is of a type without it.
@@ -342,7 +358,9 @@ impl Driver {
         let end = Instant::now() + RIVAL_PATIENCE;
         let mut pause = FASTEST_POLL;
         loop {
-            let Some(rival) = self.rival(name, &ours).await? else { return Ok(ours) };
+            let named = self.cloud.volumes_named(name.as_str()).await?;
+            let Some(rival) = self.rival_among(&named, &ours) else { return Ok(ours) };
+            let rival = rival.clone();
             let later = (&ours.created_at, ours.id) > (&rival.created_at, rival.id);
             if later || Instant::now() > end {
                 tracing::info!(
@@ -359,23 +377,21 @@ impl Driver {
         }
     }
 
-    /// Another live volume of the name.
-    async fn rival(&self, name: &VolumeName, ours: &Volume) -> Result<Option<Volume>, DriverError> {
-        let volumes = self.cloud.volumes_named(name.as_str()).await?;
-        Ok(volumes
-            .into_iter()
-            .filter(|volume| {
-                volume.id != ours.id
-                    && !self.is_of_other_cluster(volume)
-                    && !matches!(
-                        volume.status,
-                        VolumeStatus::Deleting
-                            | VolumeStatus::Error
-                            | VolumeStatus::ErrorRestoring
-                            | VolumeStatus::ErrorDeleting
-                    )
-            })
-            .min_by(|a, b| (&a.created_at, a.id).cmp(&(&b.created_at, b.id))))
+    /// The first other live volume of those of the name.
+    fn rival_among<'a>(&self, named: &'a [Volume], ours: &Volume) -> Option<&'a Volume> {
+        let is_rival = |volume: &&Volume| {
+            volume.id != ours.id
+                && !self.is_of_other_cluster(volume)
+                && !matches!(
+                    volume.status,
+                    VolumeStatus::Deleting
+                        | VolumeStatus::Error
+                        | VolumeStatus::ErrorRestoring
+                        | VolumeStatus::ErrorDeleting
+                )
+        };
+        let first = |a: &&Volume, b: &&Volume| (&a.created_at, a.id).cmp(&(&b.created_at, b.id));
+        named.iter().filter(is_rival).min_by(first)
     }
 
     /// Deletes the volume that we have just made, if that is certain to lose nothing.
