@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::journal::{AttachmentRecord, AttachmentStage, Entry, Unanswered};
+use super::journal::{AttachmentRecord, AttachmentStage, Entry, MountRecord, Unanswered};
 use super::plan::{Goal, MountState, Observed, Step, plan};
 use super::{Driver, DriverError};
 use crate::effects::{self, Kind};
@@ -29,6 +29,8 @@ pub(super) struct LetGo {
     pub held: Vec<MountHolder>,
     /// The host let go, but Cinder was not told yet. The journal finishes it.
     pub cloud_error: Option<DriverError>,
+    /// [`Step::Sync`] is done.
+    is_written_out: bool,
 }
 
 impl Driver {
@@ -47,7 +49,13 @@ impl Driver {
         if let Some(record) = &entry.mount
             && !matches!(observed.mount, MountState::None | MountState::Gone)
         {
-            outcome.held = self.holders(record).await;
+            // Of a device that may hang nothing is written out before it must be.
+            outcome.held = match observed.mount {
+                MountState::Healthy => {
+                    tokio::join!(self.holders(record), self.write_out(id, record, &mut outcome)).0
+                }
+                _ => self.holders(record).await,
+            };
             if !outcome.held.is_empty() {
                 return Ok(outcome);
             }
@@ -75,16 +83,12 @@ impl Driver {
     ) -> Result<(), DriverError> {
         let id = entry.volume_id;
         match (step, &entry.mount, &entry.device, &entry.attachment) {
-            (Step::Sync, Some(record), ..) => {
-                if let Err(error) = mount::sync(&record.at).await {
-                    let error = DriverError::from(error);
-                    let text = Chain(&error).to_string();
-                    self.journal.update_regardless(id, |e| e.last_error = Some(text)).await?;
-                    outcome.sync_error = Some(error);
-                }
+            (Step::Sync, Some(record), ..) if !outcome.is_written_out => {
+                self.write_out(id, record, outcome).await;
             }
             (Step::Unmount, Some(record), ..) => {
-                mount::unmount(&self.host.exec, &self.host.paths, &record.at).await?;
+                // The directory goes when nobody is found to hold it: the next step.
+                mount::take_away(&self.host.exec, &self.host.paths, &record.at).await?;
             }
             (Step::LookForHolders, Some(record), ..) => {
                 // A namespace may have copied the mount since we looked.
@@ -153,6 +157,20 @@ impl Driver {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Before an unmount: what only the cache has is lost with a device that fails then.
+    async fn write_out(&self, id: Uuid, record: &MountRecord, outcome: &mut LetGo) {
+        outcome.is_written_out = true;
+        if let Err(error) = mount::sync(&record.at).await {
+            let error = DriverError::from(error);
+            let text = Chain(&error).to_string();
+            let noted = self.journal.update_regardless(id, |e| e.last_error = Some(text)).await;
+            if let Err(unnoted) = noted {
+                tracing::error!(volume_id = %id, %unnoted, "an error is not in the journal");
+            }
+            outcome.sync_error = Some(error);
+        }
     }
 
     /// What the journal and the kernel show; Cinder is not asked, and who uses it is known to the

@@ -384,26 +384,34 @@ pub async fn sync(at: &Path) -> Result<(), HostError> {
     effects::run(Kind::Kernel, || shown, sync).await
 }
 
-/// Unmounts what is at `at`, never lazily; [`HostError::Busy`] names the processes. Not mounted is
-/// success. Verifies by mountinfo that it is gone, then removes the empty directory (a directory
-/// that isn't empty is left and is no error).
+/// Unmounts what is at `at`, as [`take_away`], then removes the empty directory (a directory that
+/// isn't empty is left and is no error).
 ///
 /// The directory is also left when another mount namespace still holds the filesystem: removing a
 /// directory detaches, lazily, whatever is mounted on it in other namespaces, and afterwards
 /// nothing would show that the device is still in use.
 pub async fn unmount(exec: &Exec, paths: &Paths, at: &Path) -> Result<(), HostError> {
+    if let Some(device) = take_away(exec, paths, at).await? {
+        remove_if_unheld(paths, device, at).await;
+    }
+    Ok(())
+}
+
+/// Unmounts what is at `at`, never lazily, and verifies by mountinfo that it is gone; answers the
+/// device when nothing is mounted there any more. Not mounted is success. [`HostError::Busy`] names
+/// the processes.
+pub async fn take_away(
+    exec: &Exec,
+    paths: &Paths,
+    at: &Path,
+) -> Result<Option<DeviceNumber>, HostError> {
     let mut was = None;
     for _ in 0..STACK_LIMIT {
         match mountinfo::at(paths, at).map_err(|e| unreadable(paths, e))? {
             // Somebody's mount was there before ours: it stays theirs.
-            Some(entry) if was.is_some_and(|device| device != entry.device) => return Ok(()),
+            Some(entry) if was.is_some_and(|device| device != entry.device) => return Ok(None),
             Some(entry) => was = Some(entry.device),
-            None => {
-                if let Some(device) = was {
-                    remove_if_unheld(paths, device, at).await;
-                }
-                return Ok(());
-            }
+            None => return Ok(was),
         }
         unmount_one(exec, paths, at).await?;
     }
