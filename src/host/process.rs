@@ -90,7 +90,7 @@ pub fn mount_holders(paths: &Paths, device: DeviceNumber, ours: &Path) -> Vec<Mo
         }
         let holder =
             |mount_point: String| MountHolder { pid, command: command(paths, pid), mount_point };
-        let answer = match fs::read(paths.proc.join(format!("{pid}/mountinfo"))) {
+        let answer = match mountinfo::read(&paths.proc.join(format!("{pid}/mountinfo"))) {
             Ok(text) => {
                 let mounts = mountinfo::parse(&text);
                 mounts

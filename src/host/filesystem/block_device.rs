@@ -23,6 +23,9 @@ use crate::host::HostError;
 /// size that Linux has; the end of the device needs no alignment beyond its own blocks.
 const ALIGNMENT: u64 = 64 * 1024;
 
+/// Read at a time when looking for zeros.
+const CHUNK: u64 = 1024 * 1024;
+
 /// How long a busy device is waited for.
 const BUSY_GRACE: Duration = Duration::from_secs(1);
 const BUSY_POLL: Duration = Duration::from_millis(10);
@@ -129,6 +132,32 @@ impl BlockDevice {
 
     /// Reads exactly `length` bytes at `offset`; a short read is an error.
     pub fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, HostError> {
+        let mut buffer = Aligned::default();
+        Ok(self.read_into(&mut buffer, offset, length)?.to_vec())
+    }
+
+    /// The offset of the first byte that is not zero, from `start` to before `end`.
+    pub fn first_nonzero(&self, start: u64, end: u64) -> Result<Option<u64>, HostError> {
+        let mut buffer = Aligned::default();
+        let mut at = start;
+        while at < end {
+            let count = (end - at).min(CHUNK);
+            let bytes = self.read_into(&mut buffer, at, as_len(count))?;
+            if let Some(index) = zeros::first_nonzero(bytes) {
+                return Ok(Some(at + index as u64));
+            }
+            at += count;
+        }
+        Ok(None)
+    }
+
+    /// As [`BlockDevice::read`], into memory that can be used again.
+    fn read_into<'a>(
+        &self,
+        buffer: &'a mut Aligned,
+        offset: u64,
+        length: usize,
+    ) -> Result<&'a [u8], HostError> {
         let failed = |source: io::Error| {
             let source = io::Error::new(source.kind(), format!("at byte {offset}: {source}"));
             HostError::io("read", &self.path, source)
@@ -140,10 +169,10 @@ impl BlockDevice {
         }
         let first = offset - offset % ALIGNMENT;
         let last = end.next_multiple_of(ALIGNMENT).min(self.size);
-        let mut buffer = Aligned::zeroed(as_len(last - first));
-        self.file.read_exact_at(buffer.bytes_mut(), first).map_err(failed)?;
+        let bytes = buffer.first_mut(as_len(last - first));
+        self.file.read_exact_at(bytes, first).map_err(failed)?;
         let skip = as_len(offset - first);
-        Ok(buffer.bytes_mut()[skip..skip + length].to_vec())
+        Ok(&bytes[skip..skip + length])
     }
 
     /// Writes zeros over `length` bytes at `offset`, widened to whole blocks of 64 KiB, and waits
@@ -214,6 +243,7 @@ fn as_len(bytes: u64) -> usize {
 }
 
 /// Memory that direct I/O accepts.
+#[derive(Default)]
 struct Aligned {
     bytes: Vec<u8>,
     start: usize,
@@ -230,6 +260,46 @@ impl Aligned {
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.length]
+    }
+
+    /// So many bytes of it; it grows where it has fewer.
+    fn first_mut(&mut self, length: usize) -> &mut [u8] {
+        if self.length < length {
+            *self = Self::zeroed(length);
+        }
+        &mut self.bytes_mut()[..length]
+    }
+}
+
+/// Looking for zeros in memory.
+mod zeros {
+    const BLOCK: usize = 4096;
+    static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+    /// The index of the first byte that is not zero. Whole blocks are compared, which the C library
+    /// does many bytes at a time.
+    pub fn first_nonzero(bytes: &[u8]) -> Option<usize> {
+        let mut blocks = bytes.chunks(BLOCK).enumerate();
+        let (index, block) = blocks.find(|(_, block)| **block != ZEROS[..block.len()])?;
+        block.iter().position(|byte| *byte != 0).map(|within| index * BLOCK + within)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn one_byte_is_found_wherever_it_stands() {
+            for length in [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 7] {
+                let mut bytes = vec![0; length];
+                assert_eq!(first_nonzero(&bytes), None);
+                for at in (0..length).step_by(511).chain(length.checked_sub(1)) {
+                    bytes[at] = 1;
+                    assert_eq!(first_nonzero(&bytes), Some(at), "of {length}");
+                    bytes[at] = 0;
+                }
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::host::Paths;
+
+/// Bytes that most hosts' mountinfo fits into.
+const USUAL_SIZE: usize = 32 * 1024;
 
 /// major:minor of a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -165,7 +169,15 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 
 /// Mounts of our own namespace (`/proc/self/mountinfo`).
 pub fn own(paths: &Paths) -> std::io::Result<Vec<MountEntry>> {
-    Ok(parse(&fs::read(paths.proc.join("self/mountinfo"))?))
+    Ok(parse(&read(&paths.proc.join("self/mountinfo"))?))
+}
+
+/// The text of a mountinfo. Its size cannot be asked for, and a reader that begins with a few bytes
+/// makes the kernel walk its list again and again.
+pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(USUAL_SIZE);
+    fs::File::open(path)?.read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// The topmost mount at exactly this path, in our own namespace.

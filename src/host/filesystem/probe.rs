@@ -147,8 +147,6 @@ const PROBE_LIMIT: Duration = Duration::from_secs(30);
 const BLANK_LIMIT: Duration = Duration::from_secs(60);
 
 const MIB: u64 = 1024 * 1024;
-/// Read at a time when looking for zeros.
-const CHUNK: u64 = MIB;
 /// Samples between the two ends of a foreign volume, and how much each of them reads.
 const SAMPLES: u64 = 64;
 const SAMPLE: u64 = 64 * 1024;
@@ -248,7 +246,7 @@ fn trace(window: &Window<'_>, proof: BlankProof) -> Result<Option<String>, HostE
         }));
     }
     for (start, end) in ranges {
-        if let Some(at) = first_nonzero(window, start, end)? {
+        if let Some(at) = window.first_nonzero(start, end)? {
             return Ok(Some(format!("unknown data (first at byte {at})")));
         }
     }
@@ -289,19 +287,6 @@ fn wipe(open: &BlockDevice, found: &[Finding]) -> Result<(), HostError> {
         open.zero(finding.at, 1)?;
     }
     Ok(())
-}
-
-fn first_nonzero(window: &Window<'_>, start: u64, end: u64) -> Result<Option<u64>, HostError> {
-    let mut at = start;
-    while at < end {
-        let count = (end - at).min(CHUNK);
-        let bytes = window.read_all(at, usize::try_from(count).unwrap_or(usize::MAX))?;
-        if let Some(index) = bytes.iter().position(|byte| *byte != 0) {
-            return Ok(Some(at + index as u64));
-        }
-        at += count;
-    }
-    Ok(None)
 }
 
 /// One finding is what the device holds, and so are several copies of one unfinished filesystem;

@@ -20,11 +20,21 @@ const TAIL: u64 = 256 * 1024;
 pub(super) trait Blocks: fmt::Debug {
     /// Exactly `length` bytes at `offset`; a short read is an error.
     fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, HostError>;
+
+    /// The offset of the first byte that is not zero, from `start` to before `end`.
+    fn first_nonzero(&self, start: u64, end: u64) -> Result<Option<u64>, HostError> {
+        let bytes = self.read(start, usize::try_from(end - start).unwrap_or(usize::MAX))?;
+        Ok(bytes.iter().position(|byte| *byte != 0).map(|index| start + index as u64))
+    }
 }
 
 impl Blocks for BlockDevice {
     fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, HostError> {
         Self::read(self, offset, length)
+    }
+
+    fn first_nonzero(&self, start: u64, end: u64) -> Result<Option<u64>, HostError> {
+        Self::first_nonzero(self, start, end)
     }
 }
 
@@ -64,9 +74,10 @@ impl<'a> Window<'a> {
         self.device.read(self.start + at, length).map(Some)
     }
 
-    /// Reads a range that has to be there.
-    pub(super) fn read_all(&self, at: u64, length: usize) -> Result<Vec<u8>, HostError> {
-        self.device.read(self.start + at, length)
+    /// The offset of the first byte that is not zero in a range that has to be there.
+    pub(super) fn first_nonzero(&self, start: u64, end: u64) -> Result<Option<u64>, HostError> {
+        let found = self.device.first_nonzero(self.start + start, self.start + end)?;
+        Ok(found.map(|at| at - self.start))
     }
 
     fn read_ends(&self) -> Result<Ends, HostError> {
