@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// So long nothing may have happened: an engine asks several things in a row.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_millis(500);
 
 /// One for the process, as its heap is.
 static WORK: Notify = Notify::const_new();
@@ -34,7 +34,7 @@ pub fn work() {
     WORK.notify_one();
 }
 
-/// Gives free memory back, once, whenever there was work and then none for five seconds: of many
+/// Gives free memory back, once, whenever there was work and then none for half a second: of many
 /// requests at once little remains in use, but it lies scattered over the heap. Never ends. Nothing
 /// wakes up while there is no work.
 pub async fn give_back_after_work() {
