@@ -26,6 +26,7 @@ mod model;
 mod naming;
 mod outage;
 mod planted;
+mod power_cut;
 mod slow;
 mod soak;
 #[path = "../support/mod.rs"]
