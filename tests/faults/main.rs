@@ -27,6 +27,7 @@ mod naming;
 mod outage;
 mod planted;
 mod power_cut;
+mod racing;
 mod slow;
 mod soak;
 #[path = "../support/mod.rs"]
