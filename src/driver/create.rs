@@ -20,6 +20,7 @@ use super::resolve::Lookup;
 use super::{Driver, DriverError, VolumeName};
 use crate::config::Profile;
 use crate::docker::Caller;
+use crate::error_chain::Chain;
 use crate::openstack::{CloudError, CloudErrorKind, CreateVolume, Volume, VolumeStatus};
 use crate::shown::shown;
 
@@ -343,8 +344,7 @@ impl Driver {
         let mut pause = FASTEST_POLL;
         loop {
             let Some(rival) = self.rival(name, &ours).await? else { return Ok(ours) };
-            let later = (&ours.created_at, ours.id) > (&rival.created_at, rival.id);
-            if later || Instant::now() > end {
+            if is_later(&ours, &rival) || Instant::now() > end {
                 tracing::info!(
                     volume = name.as_str(), volume_id = %ours.id, rival = %rival.id,
                     "another host created the same volume at the same time; its volume is used"
@@ -376,6 +376,26 @@ impl Driver {
                     )
             })
             .min_by(|a, b| (&a.created_at, a.id).cmp(&(&b.created_at, b.id))))
+    }
+
+    /// Withdraws a volume that we made if another of its name was there before: whoever made that one
+    /// relies on it. (An earlier one of ours is what the other's maker takes.)
+    async fn withdraw_twin(
+        &self,
+        name: &VolumeName,
+        ours: &Volume,
+        nonce: Uuid,
+    ) -> Result<(), DriverError> {
+        if let Some(rival) = self.rival(name, ours).await?
+            && is_later(ours, &rival)
+            && self.withdraw(ours, nonce).await?
+        {
+            tracing::info!(
+                volume = name.as_str(), volume_id = %ours.id, rival = %rival.id,
+                "removed a blank volume that an interrupted creation left beside the one in use"
+            );
+        }
+        Ok(())
     }
 
     /// Deletes the volume that we have just made, if that is certain to lose nothing.
@@ -508,8 +528,9 @@ impl Driver {
     }
 
     /// At start: creations whose outcome was never learned. A volume that ended in `error` is
-    /// removed; any other is an ordinary volume by now, or says that it waits for its backup: whether
-    /// somebody else has used it since, nobody knows.
+    /// removed, and so is one that came after another of its name and that nobody has used. Any other is
+    /// an ordinary volume by now, or says that it waits for its backup: whether somebody else has used it
+    /// since, nobody knows.
     pub(super) async fn finish_creations(&self) {
         for creation in self.journal.creations() {
             let Ok(name) = VolumeName::parse(&creation.name) else {
@@ -531,11 +552,20 @@ impl Driver {
                 if volume.status == VolumeStatus::Error {
                     let error = self.creation_failed(&volume).await;
                     tracing::warn!(volume = name.as_str(), "an earlier creation failed: {error}");
+                } else if let Err(error) = self.withdraw_twin(&name, &volume, creation.nonce).await
+                {
+                    tracing::warn!(volume = name.as_str(), "not settled yet: {}", Chain(&error));
+                    continue;
                 }
             }
             self.journal.end_creation(creation.nonce).await;
         }
     }
+}
+
+/// Of two volumes of one name the later one gives way.
+fn is_later(ours: &Volume, rival: &Volume) -> bool {
+    (&ours.created_at, ours.id) > (&rival.created_at, rival.id)
 }
 
 fn fill(place: &mut Option<String>, default: &Option<String>) {
