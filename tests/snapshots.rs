@@ -354,7 +354,7 @@ async fn a_daemon_that_stands_still_leaves_no_filesystem_frozen() {
     let node = Node::start(&cloud).await;
     node.create("v", json!({})).await.unwrap();
     let at = node.mount("v", "c").await.unwrap();
-    cloud.fail_once("create-snapshot", Action::Delay(25_000));
+    cloud.fail_once("create-snapshot", Action::Delay(18_000));
     let asked = ask_for_snapshot(&node, "v");
     let writer = until_frozen(&cloud, &node, &at).await;
     signal("STOP", node.pid());
