@@ -9,6 +9,7 @@ use cinder_docker_driver::cli::{self, Cli, Command};
 use cinder_docker_driver::config::Settings;
 use cinder_docker_driver::error_chain::Chain;
 use cinder_docker_driver::host::Paths;
+use cinder_docker_driver::host::filesystem::freeze::guard;
 use cinder_docker_driver::{daemon, logging, memory};
 use clap::Parser;
 
@@ -16,6 +17,9 @@ use clap::Parser;
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    if let Some(code) = guard::run(std::env::args_os()) {
+        return code;
+    }
     let cli = Cli::parse_from(cli::accept_go_habits(std::env::args_os()));
     logging::start(cli.debug, cli.log_format);
     memory::keep_small();

@@ -731,7 +731,8 @@ async fn a_copy_of_a_mounted_btrfs_is_mounted_where_the_kernel_can_and_the_volum
 #[tokio::test]
 async fn a_frozen_filesystem_is_thawed_by_all_that_can_end_a_freeze() {
     let _alone = NAMESPACES.read().await;
-    let paths = Paths::default();
+    let program = env!("CARGO_BIN_EXE_cinder-docker-driver").into();
+    let paths = Paths { program, ..Paths::default() };
     for fs_type in ALL {
         let Some(disk) = LoopDevice::new(size_for(fs_type)) else { return };
         let fs = make(&disk, fs_type).await;

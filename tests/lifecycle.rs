@@ -1472,6 +1472,124 @@ async fn an_unusable_entry_blocks_only_its_volume() {
     node.unmount("torn", "c").await.unwrap();
 }
 
+/// A running daemon's entry of a mounted volume, in the words of the first version that had a journal
+/// (as that version wrote it: `fixtures/journal-first.json`).
+fn as_the_first_version(entry: &Value) -> String {
+    let mut first: Value =
+        serde_json::from_str(include_str!("fixtures/journal-first.json")).unwrap();
+    fn fill(first: &mut Value, entry: &Value) {
+        match first {
+            Value::Object(fields) => {
+                fields.iter_mut().for_each(|(key, value)| fill(value, &entry[key]))
+            }
+            Value::Array(items) => {
+                items.iter_mut().zip(0..).for_each(|(v, n): (_, usize)| fill(v, &entry[n]))
+            }
+            _ => *first = entry.clone(),
+        }
+    }
+    fill(&mut first, entry);
+    first.to_string()
+}
+
+/// Upgrades with a container that writes.
+#[tokio::test]
+async fn an_entry_of_the_first_version_is_read_and_its_volume_let_go_of() {
+    let cloud = Cloud::start().await;
+    let mut node = host(&cloud).await;
+    node.create("v", json!({})).await.unwrap();
+    let content = node.mount("v", "c").await.unwrap();
+    node.until_told().await;
+    node.kill();
+    let file = entry_file(&node, &id_of(&cloud, "v").await);
+    let now: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let first = as_the_first_version(&now);
+    assert!(!first.contains("taken") && now.to_string().contains("taken"), "{first}");
+    fs::write(&file, first).unwrap();
+    fs::write(content.join("bytes"), "written while nobody ran").unwrap();
+    node.run().await;
+    assert_eq!(users(&node, "v").await, 1);
+    node.mount("v", "d").await.unwrap();
+    node.unmount("v", "c").await.unwrap();
+    assert_eq!(fs::read_to_string(content.join("bytes")).unwrap(), "written while nobody ran");
+    node.unmount("v", "d").await.unwrap();
+    node.assert_clean(&cloud);
+    assert_eq!(cloud.status("v").await, "available");
+    let content = node.mount("v", "e").await.unwrap();
+    assert_eq!(fs::read_to_string(content.join("bytes")).unwrap(), "written while nobody ran");
+    node.unmount("v", "e").await.unwrap();
+    node.assert_clean(&cloud);
+}
+
+/// A step back to an older version with a container that writes: nothing is done, nothing is called
+/// done, and the newer version goes on where it was.
+#[tokio::test]
+async fn a_mounted_volume_whose_entry_a_newer_version_wrote_is_left_alone() {
+    let cloud = Cloud::start().await;
+    let mut node = host(&cloud).await;
+    node.create("v", json!({})).await.unwrap();
+    let content = node.mount("v", "c").await.unwrap();
+    node.until_told().await;
+    node.kill();
+    let file = entry_file(&node, &id_of(&cloud, "v").await);
+    let ours = fs::read(&file).unwrap();
+    let entry: Value = serde_json::from_slice(&ours).unwrap();
+
+    // Only more of it: what this version does not know is nothing that it has to undo.
+    let mut more = entry.clone();
+    more["of_a_later_release"] = json!({ "x": [1, 2] });
+    fs::write(&file, more.to_string()).unwrap();
+    node.run().await;
+    node.mount("v", "d").await.unwrap();
+    node.unmount("v", "d").await.unwrap();
+    assert_eq!(node.mounts().len(), 1);
+
+    let (mut other, mut form) = (entry.clone(), entry.clone());
+    other["version"] = json!(2);
+    form["version"] = json!(2);
+    form["mount"] = json!(["in another form"]);
+    form["names"] = json!({ "v": "in another form" });
+    for newer in [other, form] {
+        node.kill();
+        fs::write(&file, newer.to_string()).unwrap();
+        node.run().await;
+        for error in [
+            node.mount("v", "d").await.unwrap_err(),
+            node.unmount("v", "c").await.unwrap_err(),
+            node.remove("v").await.unwrap_err(),
+        ] {
+            assert!(error.contains("its version is 2"), "{error}");
+            assert!(error.contains("install the driver again that wrote it"), "{error}");
+        }
+        // No volume that is mounted nowhere.
+        node.unmount("nothing", "c").await.unwrap();
+        fs::write(content.join("bytes"), "still written").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), newer.to_string());
+        assert_eq!(cloud.status("v").await, "in-use");
+    }
+
+    // The newer version is back.
+    node.kill();
+    fs::write(&file, ours).unwrap();
+    node.run().await;
+    node.unmount("v", "c").await.unwrap();
+    node.assert_clean(&cloud);
+
+    // The other way out, which troubleshooting.md has.
+    let content = node.mount("v", "c").await.unwrap();
+    assert_eq!(fs::read_to_string(content.join("bytes")).unwrap(), "still written");
+    node.kill();
+    fs::remove_file(&file).unwrap();
+    node.run().await;
+    sh(&format!("umount {}", content.parent().unwrap().display()));
+    let id = id_of(&cloud, "v").await;
+    let released = node.cli(&["release", "v", "--id", &id]).await;
+    assert!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));
+    let content = node.mount("v", "c").await.unwrap();
+    assert_eq!(fs::read_to_string(content.join("bytes")).unwrap(), "still written");
+    node.unmount("v", "c").await.unwrap();
+}
+
 #[tokio::test]
 async fn status_shows_what_is_held_here_with_and_without_the_daemon() {
     let cloud = Cloud::start().await;

@@ -485,6 +485,58 @@ async fn promise_5_two_hosts_that_create_one_name_end_with_one_volume() {
     }
 }
 
+/// Also when one of them is killed before it could look for others, and Cinder makes its volume only
+/// after that.
+#[tokio::test]
+async fn promise_5_a_creation_that_was_interrupted_leaves_no_second_volume() {
+    for used in [false, true] {
+        let cloud = Cloud::start().await;
+        let (mut a, b) = (Node::start(&cloud).await, Node::start(&cloud).await);
+        cloud.fail_once("create-volume", Action::Delay(1_500));
+        let asked = ask(&a.socket, "Create", &json!({ "Name": "v", "Opts": {} }));
+        let end = Instant::now() + Duration::from_secs(30);
+        while !cloud.calls().iter().any(|call| call == "create-volume") {
+            assert!(Instant::now() < end, "{}", a.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        a.kill();
+        drop(asked);
+        b.create("v", json!({})).await.unwrap();
+        let content = b.mount("v", "c").await.unwrap();
+        fs::write(content.join("bytes"), "b's").unwrap();
+        while cloud.volumes().await.len() < 2 {
+            assert!(Instant::now() < end, "{}", a.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if used {
+            // Somebody works with it by its id: it is theirs.
+            let all = cloud.volumes().await;
+            let twin = all.iter().find(|volume| volume["status"] != "in-use").unwrap();
+            let twin = twin["id"].as_str().unwrap().to_owned();
+            b.mount(&twin, "c").await.unwrap();
+            b.unmount(&twin, "c").await.unwrap();
+        }
+        a.run().await;
+        let creations = a.state_dir().join("creations");
+        while fs::read_dir(&creations).unwrap().next().is_some() {
+            assert!(Instant::now() < end, "{}", a.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(cloud.volumes().await.len(), if used { 2 } else { 1 }, "{}", a.log());
+        b.unmount("v", "c").await.unwrap();
+        if used {
+            let error = a.mount("v", "c").await.unwrap_err();
+            assert!(error.contains("volumes are named"), "{error}");
+            continue;
+        }
+        let content = a.mount("v", "c").await.unwrap();
+        assert_eq!(fs::read_to_string(content.join("bytes")).unwrap(), "b's");
+        a.unmount("v", "c").await.unwrap();
+        a.assert_clean(&cloud);
+    }
+}
+
 // ---- 6. dockerd never hangs on us.
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use cinder_docker_driver::effects::FAULTS_VARIABLE;
 use cinder_docker_driver::sandbox::Behaviour;
 use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
 use serde_json::{Value, json};
@@ -80,21 +81,19 @@ fn ask_for_snapshot(node: &Node, name: &str) -> tokio::task::JoinHandle<String> 
     })
 }
 
-/// Waits until it is frozen: who opens a file for writing has to wait then.
-async fn until_frozen(node: &Node, at: &Path) -> Writer {
+/// Waits until it is frozen, which it is when Cinder is asked; somebody writes to it from then on.
+async fn until_frozen(cloud: &Cloud, node: &Node, at: &Path) -> Writer {
     let end = Instant::now() + Duration::from_secs(20);
-    for number in 0.. {
+    while !cloud.calls().iter().any(|call| call == "create-snapshot") {
         assert!(Instant::now() < end, "it is never frozen: {}", node.log());
-        if is_marked_frozen(node) {
-            let writer = Writer::of(at.join(format!("probe-{number}")));
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            if !writer.is_done() {
-                return writer;
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    unreachable!()
+    cloud.forget_calls();
+    assert!(is_marked_frozen(node));
+    let writer = Writer::of(at.join("probe"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!writer.is_done(), "it is not frozen");
+    writer
 }
 
 #[tokio::test]
@@ -200,7 +199,7 @@ async fn a_cloud_that_hangs_does_not_keep_a_filesystem_frozen() {
     let at = node.mount("v", "c").await.unwrap();
     cloud.fail_once("create-snapshot", Action::Delay(25_000));
     let asked = ask_for_snapshot(&node, "v");
-    let waited = until_frozen(&node, &at).await.waited(Duration::from_secs(16)).await;
+    let waited = until_frozen(&cloud, &node, &at).await.waited(Duration::from_secs(16)).await;
     assert!(waited > Duration::from_secs(5), "{waited:?}");
     // It goes on without.
     let answer = asked.await.unwrap();
@@ -214,8 +213,49 @@ async fn a_cloud_that_hangs_does_not_keep_a_filesystem_frozen() {
     node.assert_clean(&cloud);
 }
 
+/// The process that keeps watch over a frozen filesystem of this host: it has that open, and a socket.
+fn guard_of(node: &Node) -> Option<i32> {
+    let below = |link: PathBuf| fs::read_link(link).is_ok_and(|to| to.starts_with(node.dir.path()));
+    fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
+        let is_guard =
+            fs::read_to_string(process.path().join("comm")).is_ok_and(|n| n == "freeze-guard\n");
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        (is_guard && below(process.path().join("fd/0"))).then_some(pid)
+    })
+}
+
+fn signal(signal: &str, pid: impl std::fmt::Display) {
+    sh(&format!("kill -{signal} {pid}"));
+}
+
+/// The guard is there as long as it has something to do, and in nobody's way afterwards.
+async fn until_unguarded(node: &Node) {
+    let end = Instant::now() + Duration::from_secs(3);
+    while guard_of(node).is_some() {
+        assert!(Instant::now() < end, "its guard is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Whether the daemon ends, which is waited for if it is expected.
+async fn until_ended(node: &mut Node, expected: bool) -> bool {
+    let end = Instant::now() + Duration::from_secs(5);
+    while expected && !node.has_ended() && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node.has_ended()
+}
+
+async fn until_not_marked(node: &Node) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while is_marked_frozen(node) {
+        assert!(Instant::now() < end, "{}", node.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
-async fn a_daemon_that_is_killed_with_a_frozen_filesystem_thaws_it_at_its_next_start() {
+async fn a_daemon_that_is_killed_for_good_leaves_no_filesystem_frozen() {
     let cloud = Cloud::start().await;
     let mut node = Node::start(&cloud).await;
     for fs_type in ["ext4", "xfs", "btrfs"] {
@@ -223,7 +263,182 @@ async fn a_daemon_that_is_killed_with_a_frozen_filesystem_thaws_it_at_its_next_s
         let at = node.mount(fs_type, "c").await.unwrap();
         cloud.fail_once("create-snapshot", Action::Delay(5_000));
         let asked = ask_for_snapshot(&node, fs_type);
-        let writer = until_frozen(&node, &at).await;
+        let writer = until_frozen(&cloud, &node, &at).await;
+
+        let guard = PathBuf::from(format!("/proc/{}", guard_of(&node).unwrap()));
+        assert_eq!(fs::read(guard.join("environ")).unwrap(), b"", "secrets may be in there");
+        let mut open: Vec<_> = fs::read_dir(guard.join("fd"))
+            .unwrap()
+            .flatten()
+            .map(|fd| fs::read_link(fd.path()).unwrap().display().to_string())
+            .map(|to| to.split(':').next().unwrap().to_owned())
+            .collect();
+        // What all of this test's processes have inherited.
+        open.retain(|to| to != "/dev/null" && to != "pipe");
+        open.sort();
+        open.dedup();
+        let root = at.parent().unwrap().display().to_string();
+        let log = node.dir.path().join("log").display().to_string();
+        assert_eq!(open, [log, root.clone(), "socket".to_owned()], "{fs_type}");
+        // As a terminal, a service manager and a shutdown do.
+        let pid = guard_of(&node).unwrap();
+        for name in ["INT", "HUP", "TERM", "PIPE"] {
+            signal(name, pid);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!writer.is_done(), "{fs_type}: it is thawed already");
+
+        node.kill();
+        writer.waited(Duration::from_secs(2)).await;
+        asked.await.unwrap();
+        until_unguarded(&node).await;
+        let log = node.log();
+        assert!(log.contains(&format!("{root} was frozen; it is thawed")), "{log}");
+        // What somebody else freezes now is theirs.
+        sh(&format!("fsfreeze -f {root} && fsfreeze -u {root}"));
+
+        node.run().await;
+        until_not_marked(&node).await;
+        assert!(!node.log().contains("it was left frozen"));
+        node.unmount(fs_type, "c").await.unwrap();
+    }
+    node.assert_clean(&cloud);
+}
+
+/// At each step of a snapshot.
+#[tokio::test]
+async fn wherever_a_daemon_is_killed_for_good_all_that_writes_goes_on() {
+    let cloud = Cloud::start().await;
+    let faults = tempfile::tempdir().unwrap();
+    let mut node = Node::prepare(cloud.sandbox.config(), json!({}));
+    node.set_variable(FAULTS_VARIABLE, faults.path());
+    node.run().await;
+    node.create("v", json!({})).await.unwrap();
+    let at = node.mount("v", "c").await.unwrap();
+    let (mut kills, mut guarded) = (0, 0);
+    for fault in ["kill-midway", "kill-after"] {
+        for nth in 1.. {
+            assert!(nth < 100, "it never ends");
+            let name = format!("{fault}-{nth}");
+            fs::remove_file(faults.path().join("log")).ok();
+            fs::write(faults.path().join("plan"), format!("{fault} {nth} {name}")).unwrap();
+            let ended = cli(&node, &["snapshot", "v", &name]).await;
+            fs::remove_file(faults.path().join("plan")).unwrap();
+            let met = fs::read_to_string(faults.path().join("log")).unwrap();
+            let is_last = !met.lines().any(|line| line.starts_with(&format!("{nth} ")));
+            let died = ended.is_err_and(|error| error.contains("makes no sense"));
+            assert_eq!(until_ended(&mut node, died).await, died, "{name}");
+            // What was frozen is thawed, whoever is there.
+            Writer::of(at.join("file")).waited(Duration::from_secs(2)).await;
+            until_unguarded(&node).await;
+            if died {
+                kills += 1;
+                guarded += usize::from(met.contains("process cinder-freeze-guard"));
+                node.run().await;
+                until_not_marked(&node).await;
+            }
+            if is_last {
+                break;
+            }
+        }
+    }
+    println!("{kills} kills, {guarded} of them with a guard");
+    assert!(kills > 10 && guarded > 5, "{kills} kills, {guarded} of them with a guard");
+    node.unmount("v", "c").await.unwrap();
+    node.assert_clean(&cloud);
+}
+
+#[tokio::test]
+async fn a_daemon_that_stands_still_leaves_no_filesystem_frozen() {
+    let cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    node.create("v", json!({})).await.unwrap();
+    let at = node.mount("v", "c").await.unwrap();
+    cloud.fail_once("create-snapshot", Action::Delay(18_000));
+    let asked = ask_for_snapshot(&node, "v");
+    let writer = until_frozen(&cloud, &node, &at).await;
+    signal("STOP", node.pid());
+    writer.waited(Duration::from_secs(16)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    signal("CONT", node.pid());
+    let answer = asked.await.unwrap();
+    assert!(answer.contains("thawed after 15."), "{answer}");
+    until_unguarded(&node).await;
+    assert!(!is_marked_frozen(&node));
+    node.unmount("v", "c").await.unwrap();
+    node.assert_clean(&cloud);
+}
+
+/// Killed, or standing still: the daemon does its work.
+#[tokio::test]
+async fn a_guard_that_is_gone_leaves_no_filesystem_frozen() {
+    let cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    node.create("v", json!({})).await.unwrap();
+    let at = node.mount("v", "c").await.unwrap();
+    for name in ["KILL", "STOP"] {
+        cloud.fail_once("create-snapshot", Action::Delay(2_000));
+        let asked = ask_for_snapshot(&node, "v");
+        let writer = until_frozen(&cloud, &node, &at).await;
+        signal(name, guard_of(&node).unwrap());
+        writer.waited(Duration::from_secs(8)).await;
+        let answer = asked.await.unwrap();
+        assert!(answer.contains("written out, and frozen for"), "{answer}");
+        until_unguarded(&node).await;
+        assert!(!is_marked_frozen(&node));
+        let snapshot = listed(&node, &["v"]).await[0]["id"].as_str().unwrap().to_owned();
+        cli(&node, &["snapshot", "--delete", "v", "s", "--id", &snapshot]).await.unwrap();
+    }
+    node.unmount("v", "c").await.unwrap();
+    node.assert_clean(&cloud);
+}
+
+/// The kernel says whose freeze it is, and only that is ended.
+#[tokio::test]
+async fn a_daemon_that_is_killed_ends_nobody_elses_freeze() {
+    let cloud = Cloud::start().await;
+    let faults = tempfile::tempdir().unwrap();
+    let mut node = Node::prepare(cloud.sandbox.config(), json!({}));
+    node.set_variable(FAULTS_VARIABLE, faults.path());
+    node.run().await;
+    node.create("v", json!({})).await.unwrap();
+    let at = node.mount("v", "c").await.unwrap();
+    let root = at.parent().unwrap().display().to_string();
+    for fault in ["kill-before", "kill-after"] {
+        // The only effects of their kind until then: the write-out, and the freeze.
+        fs::write(faults.path().join("plan"), format!("{fault} 2 {fault} kernel")).unwrap();
+        sh(&format!("fsfreeze -f {root}"));
+        cli(&node, &["snapshot", "v", "s"]).await.unwrap_err();
+        assert!(until_ended(&mut node, true).await, "{}", node.log());
+        fs::remove_file(faults.path().join("plan")).unwrap();
+        let log = fs::read_to_string(faults.path().join("log")).unwrap();
+        fs::remove_file(faults.path().join("log")).unwrap();
+        assert!(log.contains(&format!("kernel freeze {root}")), "{log}");
+        until_unguarded(&node).await;
+        let writer = Writer::of(at.join(fault));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!writer.is_done(), "{fault}: another's freeze was ended");
+        sh(&format!("fsfreeze -u {root}"));
+        writer.waited(Duration::from_secs(2)).await;
+        node.run().await;
+        until_not_marked(&node).await;
+    }
+    node.unmount("v", "c").await.unwrap();
+    node.assert_clean(&cloud);
+}
+
+/// Its guard, too, as when the kernel has no memory left.
+#[tokio::test]
+async fn a_daemon_that_is_killed_with_its_guard_thaws_at_its_next_start() {
+    let cloud = Cloud::start().await;
+    let mut node = Node::start(&cloud).await;
+    for fs_type in ["ext4", "xfs", "btrfs"] {
+        node.create(fs_type, json!({ "fs": fs_type })).await.unwrap();
+        let at = node.mount(fs_type, "c").await.unwrap();
+        cloud.fail_once("create-snapshot", Action::Delay(5_000));
+        let asked = ask_for_snapshot(&node, fs_type);
+        let writer = until_frozen(&cloud, &node, &at).await;
+        signal("KILL", guard_of(&node).unwrap());
         node.kill();
         asked.await.unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -233,11 +448,7 @@ async fn a_daemon_that_is_killed_with_a_frozen_filesystem_thaws_it_at_its_next_s
         node.run().await;
         writer.waited(Duration::from_secs(3)).await;
         cloud.clear_faults();
-        let end = Instant::now() + Duration::from_secs(5);
-        while is_marked_frozen(&node) {
-            assert!(Instant::now() < end, "{}", node.log());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until_not_marked(&node).await;
         assert!(node.log().contains("it was left frozen, and is thawed"));
         node.unmount(fs_type, "c").await.unwrap();
     }

@@ -20,6 +20,7 @@ use super::resolve::Lookup;
 use super::{Driver, DriverError, VolumeName};
 use crate::config::Profile;
 use crate::docker::Caller;
+use crate::error_chain::Chain;
 use crate::openstack::{CloudError, CloudErrorKind, CreateVolume, Volume, VolumeStatus};
 use crate::shown::shown;
 
@@ -31,6 +32,8 @@ const SLOWEST_POLL: Duration = Duration::from_secs(1);
 const CREATION_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// How long the earlier of two volumes waits for the later to go.
 const RIVAL_PATIENCE: Duration = Duration::from_secs(5);
+/// So long after it was made a volume that another came before is still withdrawn.
+const TWIN_LIMIT: Duration = Duration::from_secs(600);
 /// So many of a volume's snapshots are told.
 const MOST_SNAPSHOTS: usize = 20;
 /// How long to look for a volume whose POST had no clear answer.
@@ -358,11 +361,8 @@ impl Driver {
         let end = Instant::now() + RIVAL_PATIENCE;
         let mut pause = FASTEST_POLL;
         loop {
-            let named = self.cloud.volumes_named(name.as_str()).await?;
-            let Some(rival) = self.rival_among(&named, &ours) else { return Ok(ours) };
-            let rival = rival.clone();
-            let later = (&ours.created_at, ours.id) > (&rival.created_at, rival.id);
-            if later || Instant::now() > end {
+            let Some(rival) = self.rival(name, &ours).await? else { return Ok(ours) };
+            if is_later(&ours, &rival) || Instant::now() > end {
                 tracing::info!(
                     volume = name.as_str(), volume_id = %ours.id, rival = %rival.id,
                     "another host created the same volume at the same time; its volume is used"
@@ -375,6 +375,12 @@ impl Driver {
             sleep(pause).await;
             pause = (pause * 2).min(SLOWEST_POLL);
         }
+    }
+
+    /// Another live volume of the name.
+    async fn rival(&self, name: &VolumeName, ours: &Volume) -> Result<Option<Volume>, DriverError> {
+        let named = self.cloud.volumes_named(name.as_str()).await?;
+        Ok(self.rival_among(&named, ours).cloned())
     }
 
     /// The first other live volume of those of the name.
@@ -392,6 +398,28 @@ impl Driver {
         };
         let first = |a: &&Volume, b: &&Volume| (&a.created_at, a.id).cmp(&(&b.created_at, b.id));
         named.iter().filter(is_rival).min_by(first)
+    }
+
+    /// Withdraws a volume that we made if another of its name was there before: whoever made that one
+    /// relies on it. (An earlier one of ours is what the other's maker takes.) Never late: what has stood
+    /// for some time somebody may have used, by other means than this driver.
+    async fn withdraw_twin(
+        &self,
+        name: &VolumeName,
+        ours: &Volume,
+        nonce: Uuid,
+    ) -> Result<(), DriverError> {
+        if is_new(ours)
+            && let Some(rival) = self.rival(name, ours).await?
+            && is_later(ours, &rival)
+            && self.withdraw(ours, nonce).await?
+        {
+            tracing::info!(
+                volume = name.as_str(), volume_id = %ours.id, rival = %rival.id,
+                "removed a blank volume that an interrupted creation left beside the one in use"
+            );
+        }
+        Ok(())
     }
 
     /// Deletes the volume that we have just made, if that is certain to lose nothing.
@@ -524,8 +552,9 @@ impl Driver {
     }
 
     /// At start: creations whose outcome was never learned. A volume that ended in `error` is
-    /// removed; any other is an ordinary volume by now, or says that it waits for its backup: whether
-    /// somebody else has used it since, nobody knows.
+    /// removed, and so is one that came after another of its name and that nobody has used. Any other is
+    /// an ordinary volume by now, or says that it waits for its backup: whether somebody else has used it
+    /// since, nobody knows.
     pub(super) async fn finish_creations(&self) {
         for creation in self.journal.creations() {
             let Ok(name) = VolumeName::parse(&creation.name) else {
@@ -547,11 +576,26 @@ impl Driver {
                 if volume.status == VolumeStatus::Error {
                     let error = self.creation_failed(&volume).await;
                     tracing::warn!(volume = name.as_str(), "an earlier creation failed: {error}");
+                } else if let Err(error) = self.withdraw_twin(&name, &volume, creation.nonce).await
+                {
+                    tracing::warn!(volume = name.as_str(), "not settled yet: {}", Chain(&error));
+                    continue;
                 }
             }
             self.journal.end_creation(creation.nonce).await;
         }
     }
+}
+
+/// Of two volumes of one name the later one gives way.
+fn is_later(ours: &Volume, rival: &Volume) -> bool {
+    (&ours.created_at, ours.id) > (&rival.created_at, rival.id)
+}
+
+/// Whether Cinder made it at most [`TWIN_LIMIT`] ago, by this host's clock.
+fn is_new(volume: &Volume) -> bool {
+    humantime::parse_rfc3339(&format!("{}Z", volume.created_at))
+        .is_ok_and(|made| made.elapsed().is_ok_and(|age| age < TWIN_LIMIT))
 }
 
 fn fill(place: &mut Option<String>, default: &Option<String>) {

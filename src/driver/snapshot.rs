@@ -4,8 +4,8 @@
 //! journal "frozen" ▶ write out ▶ freeze ▶ POST /snapshots ▶ until Cinder has it ▶ thaw ▶ journal
 //! ```
 //!
-//! The thaw depends on nothing of this: the thread that froze thaws when its time is up, whatever
-//! Cinder does ([`freeze`]); and a daemon that was killed meanwhile thaws at its next start.
+//! The thaw depends on nothing of this: the process that froze thaws when its time is up, whatever
+//! Cinder does, and when the daemon ends ([`freeze`]). Should it be killed, too, the next start thaws.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};

@@ -8,6 +8,7 @@ use super::journal::Entry;
 use super::{Driver, DriverError, VolumeName, references};
 use crate::docker::{Caller, Engine};
 use crate::error_chain::Chain;
+use crate::host::filesystem::mountinfo;
 
 impl Driver {
     pub(super) async fn unmount_volume(
@@ -18,7 +19,9 @@ impl Driver {
     ) -> Result<(), DriverError> {
         let name = VolumeName::parse(name)?;
         self.adopt(&name).await;
-        let Some(entry) = self.journal.by_name(name.as_str()) else { return Ok(()) };
+        let Some(entry) = self.journal.by_name(name.as_str()) else {
+            return self.refuse_what_cannot_be_told(&name);
+        };
         let volume_id = entry.volume_id;
         // Counted down before anything is waited for: should we die, or give up waiting, Docker
         // does not ask again.
@@ -40,6 +43,16 @@ impl Driver {
             return Ok(());
         }
         self.let_go_of_unused(volume_id).await
+    }
+
+    /// No entry has the name. Then there is nothing to let go of, unless something is mounted there that
+    /// an entry speaks of which cannot be used.
+    fn refuse_what_cannot_be_told(&self, name: &VolumeName) -> Result<(), DriverError> {
+        let Some(error) = self.journal.unusable_named(name.as_str()) else { return Ok(()) };
+        match mountinfo::at(&self.host.paths, &self.place_of(name.as_str())) {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) | Err(_) => Err(error.into()),
+        }
     }
 
     /// One reference less for this id. Whether there was one.

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -282,6 +283,41 @@ impl Exec {
             code: output.code,
             output: output.quote(),
         })
+    }
+}
+
+/// Starts this very program once more, also when its file was replaced meanwhile, under a name that
+/// tells it what to be. Unlike a tool it lives on when this process dies: its group is its own, and it
+/// is told by what it is given. It gets nothing of our environment, and says what it has to say on our
+/// standard error.
+pub fn start_ourselves(
+    paths: &Paths,
+    name: &str,
+    args: impl IntoIterator<Item = OsString>,
+    stdin: Stdio,
+    stdout: impl Into<Stdio>,
+) -> Result<Child, ExecError> {
+    let failed = |source| ExecError::Start { cmd: name.to_owned(), source };
+    let passage = effects::enter(Kind::Process, || name.to_owned())
+        .map_err(|injected| failed(injected.into()))?;
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    let mut child = std::process::Command::new(&paths.program)
+        .arg0(name)
+        .args(args)
+        .env_clear()
+        .stdin(stdin)
+        .stdout(stdout)
+        .process_group(0)
+        .current_dir("/")
+        .spawn()
+        .map_err(failed)?;
+    passage.midway();
+    match passage.leave() {
+        Ok(()) => Ok(child),
+        Err(injected) => {
+            let _ = child.kill().and_then(|()| child.wait());
+            Err(failed(injected.into()))
+        }
     }
 }
 

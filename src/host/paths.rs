@@ -18,6 +18,8 @@ pub struct Paths {
     pub iscsi_db: Option<PathBuf>,
     /// Searched for tools before the usual directories.
     pub tools: Option<PathBuf>,
+    /// This program.
+    pub program: PathBuf,
 }
 
 impl Default for Paths {
@@ -29,6 +31,8 @@ impl Default for Paths {
             etc: "/etc".into(),
             iscsi_db: None,
             tools: None,
+            // Not the file of that name, which an upgrade may have replaced.
+            program: "/proc/self/exe".into(),
         }
     }
 }

@@ -26,6 +26,8 @@ mod model;
 mod naming;
 mod outage;
 mod planted;
+mod power_cut;
+mod racing;
 mod slow;
 mod soak;
 #[path = "../support/mod.rs"]

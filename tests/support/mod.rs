@@ -419,18 +419,11 @@ impl Node {
 
     /// Asserts that the answer comes, or the connection ends, before Docker gives up.
     pub async fn try_call(&self, path: &str, body: &str) -> std::io::Result<(u16, Value)> {
-        let stream = UnixStream::connect(&self.socket).await?;
         let begun = Instant::now();
-        let exchange = exchange_raw(stream, "POST", path, body.as_bytes(), &[]);
-        let answer = tokio::time::timeout(patience_of_docker(path), exchange).await;
+        let answer = call_at(&self.socket, path, body).await;
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap();
         self.longest.fetch_max(milliseconds, Ordering::Relaxed);
-        let Ok(answer) = answer else {
-            panic!("Docker has given up {path} {body}: {}", self.log())
-        };
-        let (head, answer) = answer?;
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-        Ok((status, serde_json::from_slice(&answer).unwrap_or(Value::Null)))
+        answer.unwrap_or_else(|| panic!("Docker has given up {path} {body}: {}", self.log()))
     }
 
     /// The longest that a call was waited for.
@@ -570,6 +563,21 @@ pub fn sh(line: &str) -> String {
     let output = Command::new("sh").args(["-c", line]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What a daemon answers at its socket; `None` = nothing before Docker gives up.
+pub async fn call_at(
+    socket: &Path,
+    path: &str,
+    body: &str,
+) -> Option<std::io::Result<(u16, Value)>> {
+    let exchange = async {
+        let stream = UnixStream::connect(socket).await?;
+        let (head, answer) = exchange_raw(stream, "POST", path, body.as_bytes(), &[]).await?;
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        Ok((status, serde_json::from_slice(&answer).unwrap_or(Value::Null)))
+    };
+    tokio::time::timeout(patience_of_docker(path), exchange).await.ok()
 }
 
 /// A client that asks and does not wait for the answer; it hangs up when dropped.

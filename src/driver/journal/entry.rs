@@ -55,8 +55,8 @@ pub struct Entry {
     /// attachment is not given back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resizing: Option<u64>,
-    /// The mounted filesystem may be frozen for a snapshot, since so many seconds after 1970. Nothing
-    /// ends that by itself: it is thawed at the next start.
+    /// The mounted filesystem may be frozen for a snapshot, since so many seconds after 1970. Should
+    /// nobody have lived to end that, it is thawed at the next start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen: Option<u64>,
 }

@@ -104,13 +104,17 @@ pub fn read_all<T: DeserializeOwned>(
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "json") {
-            let value = read_plain(&path)
-                .map_err(|error| error.to_string())
-                .and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
+            let value = read(&path);
             found.push((path, value));
         }
     }
     Ok(found)
+}
+
+/// The value of one file, or what is wrong with it.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let text = read_plain(path).map_err(|error| error.to_string())?;
+    serde_json::from_slice(&text).map_err(|error| error.to_string())
 }
 
 /// Reads a file, never through a symbolic link; a pipe or a device in its place is not waited for.

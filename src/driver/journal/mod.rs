@@ -66,7 +66,7 @@ pub enum JournalError {
 pub struct Journal {
     directory: PathBuf,
     entries: Mutex<Entries>,
-    unusable: HashMap<Uuid, (PathBuf, String)>,
+    unusable: HashMap<Uuid, Unusable>,
     creations: Mutex<HashMap<Uuid, Creation>>,
     behind: Mutex<HashSet<Uuid>>,
     fell_behind: Notify,
@@ -127,8 +127,8 @@ impl Journal {
 
     /// The entry of a volume; `None` when nothing is known. An unusable entry is an error.
     pub fn get(&self, id: Uuid) -> Result<Option<Arc<Entry>>, JournalError> {
-        if let Some((path, reason)) = self.unusable.get(&id) {
-            return Err(JournalError::Unusable { path: path.clone(), reason: reason.clone() });
+        if let Some(unusable) = self.unusable.get(&id) {
+            return Err(unusable.error());
         }
         Ok(self.lock_entries().by_id.get(&id).cloned())
     }
@@ -145,7 +145,16 @@ impl Journal {
 
     /// The volumes whose entries cannot be used: id, file and reason.
     pub fn unusable(&self) -> impl Iterator<Item = (Uuid, &Path, &str)> {
-        self.unusable.iter().map(|(id, (path, reason))| (*id, path.as_path(), reason.as_str()))
+        self.unusable.iter().map(|(id, entry)| (*id, entry.path.as_path(), entry.reason.as_str()))
+    }
+
+    /// The error for a Docker name that an unusable entry has, or may have: a torn one names none.
+    pub fn unusable_named(&self, name: &str) -> Option<JournalError> {
+        let has =
+            |entry: &&Unusable| entry.names.as_ref().is_some_and(|names| names.contains(name));
+        let found = self.unusable.values().find(has);
+        let found = found.or_else(|| self.unusable.values().find(|entry| entry.names.is_none()));
+        found.map(Unusable::error)
     }
 
     /// The entry that answers to a Docker name here.
@@ -328,7 +337,11 @@ impl Journal {
 /// Entries that cannot be used come with the reason.
 pub fn peek(directory: &Path) -> io::Result<Vec<(PathBuf, Result<Entry, String>)>> {
     let entries = file::read_all::<Entry>(&directory.join("volumes"))?;
-    Ok(entries.into_iter().map(|(path, entry)| (path, entry.and_then(check_version))).collect())
+    let looked_at = |(path, entry): (PathBuf, _)| {
+        let entry = checked(&path, entry);
+        (path, entry)
+    };
+    Ok(entries.into_iter().map(looked_at).collect())
 }
 
 /// The entries, and which of them have a name: that is asked with every call of Docker.
@@ -367,25 +380,63 @@ impl Entries {
     }
 }
 
-type Unusable = HashMap<Uuid, (PathBuf, String)>;
+/// What every version has.
+#[derive(serde::Deserialize)]
+struct Versioned {
+    version: u32,
+}
 
-fn read_entries(directory: &Path) -> io::Result<(Entries, Unusable)> {
+/// What other versions may have, too.
+#[derive(serde::Deserialize)]
+struct Named {
+    names: BTreeSet<String>,
+}
+
+/// An entry of this version. Another's may have a form that is none here: the version says more.
+fn checked(path: &Path, entry: Result<Entry, String>) -> Result<Entry, String> {
+    entry.and_then(check_version).map_err(|reason| match file::read::<Versioned>(path) {
+        Ok(Versioned { version }) if version != VERSION => other_version(version),
+        _ => reason,
+    })
+}
+
+/// An entry that makes no sense.
+#[derive(Debug)]
+struct Unusable {
+    path: PathBuf,
+    reason: String,
+    /// Its Docker names, as far as they can be read.
+    names: Option<BTreeSet<String>>,
+}
+
+impl Unusable {
+    fn new(path: PathBuf, reason: String) -> Self {
+        let names = file::read::<Named>(&path).ok().map(|named| named.names);
+        Self { path, reason, names }
+    }
+
+    fn error(&self) -> JournalError {
+        JournalError::Unusable { path: self.path.clone(), reason: self.reason.clone() }
+    }
+}
+
+fn read_entries(directory: &Path) -> io::Result<(Entries, HashMap<Uuid, Unusable>)> {
     let mut usable = Entries::default();
     let mut unusable = HashMap::new();
     for (path, entry) in file::read_all::<Entry>(directory)? {
         let id = path.file_stem().and_then(|stem| Uuid::parse_str(&stem.to_string_lossy()).ok());
-        match (id, entry.and_then(check_version)) {
+        match (id, checked(&path, entry)) {
             (Some(id), Ok(mut entry)) if entry.volume_id == id => {
                 disown_untold(&mut entry.references);
                 usable.insert(Arc::new(entry));
             }
             (Some(id), Ok(entry)) => {
                 let reason = format!("it speaks of volume {}", entry.volume_id);
-                unusable.insert(id, (path, reason));
+                unusable.insert(id, Unusable::new(path, reason));
             }
             (Some(id), Err(reason)) => {
                 tracing::error!(path = %path.display(), reason, "a journal entry cannot be used; its volume is left alone");
-                unusable.insert(id, (path, reason));
+                unusable.insert(id, Unusable::new(path, reason));
             }
             (None, _) => {
                 tracing::warn!(path = %path.display(), "a file in the journal is not named after a volume");
@@ -396,11 +447,14 @@ fn read_entries(directory: &Path) -> io::Result<(Entries, Unusable)> {
 }
 
 pub(super) fn check_version(entry: Entry) -> Result<Entry, String> {
-    if entry.version == VERSION {
-        Ok(entry)
-    } else {
-        Err(format!("its version is {}, this driver writes {VERSION}", entry.version))
-    }
+    if entry.version == VERSION { Ok(entry) } else { Err(other_version(entry.version)) }
+}
+
+fn other_version(version: u32) -> String {
+    format!(
+        "its version is {version}, and this driver writes {VERSION}: install the driver again that \
+         wrote it"
+    )
 }
 
 #[cfg(test)]

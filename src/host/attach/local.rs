@@ -35,7 +35,13 @@ pub struct LocalRecord {
     /// `/dev/loop0`, `/dev/drbd1000`.
     pub device_path: PathBuf,
     /// It was found fit for use. Until then there is nothing to undo, whatever the path leads to.
+    /// (The first entries did not say so: theirs is looked at.)
+    #[serde(default = "yes")]
     pub taken: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Reads `data.device_path`: a plain absolute path below [`Paths::dev`]. Changes nothing.

@@ -2,15 +2,21 @@
 //! was written, and nothing by half.
 //!
 //! A frozen filesystem stops whoever writes to it, and nothing ends that but a thaw: not the end of
-//! the process that froze it, not even an unmount, after which the device stays claimed. So a thread
-//! of its own freezes and thaws: it depends on no cloud, no runtime and no caller. It thaws when it is
-//! told to, when [`Frozen`] is dropped, and at the latest when the time is up. For a process that is
-//! killed, the journal says what is to be thawed ([`thaw`]).
+//! the process that froze it, not even an unmount, after which the device stays claimed. So two
+//! can thaw, and neither depends on the other, on a cloud or on a caller:
+//!
+//! - a process of its own, which freezes, and thaws when the daemon ends or stands still ([`guard`]);
+//! - a thread of the daemon, which has that process thaw when it is told to, when [`Frozen`] is
+//!   dropped, and at the latest when the time is up; and thaws by itself if that process does not.
+//!
+//! When both are killed, the journal says what is to be thawed ([`thaw`]).
+
+pub mod guard;
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +24,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use tokio::sync::oneshot;
 
+use self::guard::Guard;
 use super::blocking;
 use super::mountinfo::{self, DeviceNumber};
 use crate::effects::{self, Kind};
@@ -66,8 +73,19 @@ pub async fn freeze(
     std::thread::Builder::new()
         .name("freeze".to_owned())
         .spawn(move || {
-            let root = open(&paths, &path, device);
-            keep_frozen(root, &path, limit, &stopped, ready, ended);
+            let guarded = open(&paths, &path, device).and_then(|root| {
+                let guard = Guard::start(&paths, &root, limit);
+                let what = || format!("cannot freeze {}", path.display());
+                let guard = guard.map_err(|source| HostError::Tool { what: what(), source })?;
+                Ok((root, guard))
+            });
+            match guarded {
+                Ok((root, guard)) => {
+                    keep_frozen(&root, guard, &path, limit, &stopped, ready, ended);
+                }
+                // Who asked may have gone.
+                Err(error) => drop(ready.send(Err(error))),
+            }
         })
         .map_err(|source| HostError::io("start a thread for", at, source))?;
     // A thread that hangs in the kernel finds `stopped` closed when it comes back, and thaws.
@@ -113,36 +131,40 @@ fn broken_off(at: &Path) -> HostError {
 
 /// The thread.
 fn keep_frozen(
-    root: Result<File, HostError>,
+    root: &File,
+    mut guard: Guard,
     at: &Path,
     limit: Duration,
     stopped: &mpsc::Receiver<()>,
     ready: oneshot::Sender<Result<(), HostError>>,
     ended: oneshot::Sender<Result<Thawed, HostError>>,
 ) {
-    let root = match root {
-        Ok(root) => root,
-        Err(error) => {
-            // Who asked may have gone.
-            let _ = ready.send(Err(error));
-            return;
-        }
-    };
     let begun = Instant::now();
     let what = || format!("freeze {}", at.display());
-    let outcome = effects::run_blocking(Kind::Kernel, what, || ioctl::freeze(&root, at));
+    let outcome = effects::run_blocking(Kind::Kernel, what, || guard.freeze(at));
     let failed = outcome.is_err();
     let is_theirs = matches!(outcome, Err(HostError::Busy { .. }));
     let _ = ready.send(outcome);
     if is_theirs {
         return;
     }
-    let too_late = !failed
+    let is_up = !failed
         && stopped.recv_timeout(limit.saturating_sub(begun.elapsed()))
             == Err(RecvTimeoutError::Timeout);
+    let mut asked = Some(&mut guard);
     // After an error it is not known to be thawed.
-    let thawed = thaw_now(&root, at);
-    let _ = ended.send(thawed.map(|_| Thawed { frozen_for: begun.elapsed(), too_late }));
+    let thawed = thaw_now(at, || {
+        if let Some(frozen_for) = asked.take().and_then(Guard::thaw) {
+            return Ok(frozen_for);
+        }
+        ioctl::thaw(root).map(|_| begun.elapsed())
+    });
+    let thawed = thawed.map(|frozen_for| Thawed {
+        frozen_for,
+        // Also while this process stood still.
+        too_late: is_up || (!failed && frozen_for >= limit),
+    });
+    let _ = ended.send(thawed);
 }
 
 /// Thaws what is mounted at `at` from `device`; whether it was frozen.
@@ -152,16 +174,30 @@ fn keep_frozen(
 pub async fn thaw(paths: &Paths, at: &Path, device: DeviceNumber) -> Result<bool, HostError> {
     let (paths, at) = (paths.clone(), at.to_owned());
     let what = format!("thawing the filesystem at {}", at.display());
-    blocking(what, THAW_LIMIT, move || thaw_now(&open(&paths, &at, device)?, &at)).await
+    let work = move || {
+        let root = open(&paths, &at, device)?;
+        thaw_now(&at, || ioctl::thaw(&root))
+    };
+    blocking(what, THAW_LIMIT, work).await
 }
 
-fn thaw_now(root: &File, at: &Path) -> Result<bool, HostError> {
+fn thaw_now<T>(at: &Path, mut thaw: impl FnMut() -> Result<T, Errno>) -> Result<T, HostError> {
+    let what = || format!("thaw {}", at.display());
+    let failed = |errno: Errno| HostError::io("thaw", at, errno.into());
+    keep_thawing(|| {
+        let result = effects::run_blocking(Kind::Kernel, what, || thaw().map_err(failed));
+        result.inspect_err(|error| {
+            tracing::error!(path = %at.display(), %error, "still frozen; trying again");
+        })
+    })
+}
+
+/// Tries until it is thawed, or two seconds are over.
+fn keep_thawing<T, E>(mut thaw: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     let mut tries = 1;
     loop {
-        let what = || format!("thaw {}", at.display());
-        match effects::run_blocking(Kind::Kernel, what, || ioctl::thaw(root, at)) {
-            Err(error) if tries < TRIES => {
-                tracing::error!(path = %at.display(), %error, "still frozen; trying again");
+        match thaw() {
+            Err(_) if tries < TRIES => {
                 #[expect(clippy::disallowed_methods, reason = "on a thread for blocking work")]
                 std::thread::sleep(PAUSE);
                 tries += 1;
@@ -194,40 +230,45 @@ fn open(paths: &Paths, at: &Path, device: DeviceNumber) -> Result<File, HostErro
 
 /// `linux/fs.h`
 mod ioctl {
-    use super::{AsRawFd, Errno, File, HostError, Path, PathBuf};
+    use super::{AsRawFd, Errno, File, HostError, Path};
 
     nix::ioctl_readwrite!(fifreeze, b'X', 119, i32);
     nix::ioctl_readwrite!(fithaw, b'X', 120, i32);
 
-    pub fn freeze(root: &File, at: &Path) -> Result<(), HostError> {
+    pub fn freeze(root: &File) -> Result<(), Errno> {
         let mut unused = 0;
         #[expect(unsafe_code, reason = "nix has no wrapper for this ioctl")]
         // SAFETY: the descriptor is open; the kernel neither reads nor writes the argument.
-        match unsafe { fifreeze(root.as_raw_fd(), &raw mut unused) } {
-            Ok(_) => Ok(()),
-            Err(Errno::EBUSY) => Err(HostError::Busy {
+        unsafe { fifreeze(root.as_raw_fd(), &raw mut unused) }.map(drop)
+    }
+
+    /// What the outcome of a freeze means; 0 = it is frozen.
+    pub fn frozen(errno: i32, at: &Path) -> Result<(), HostError> {
+        match Errno::from_raw(errno) {
+            _ if errno == 0 => Ok(()),
+            Errno::EBUSY => Err(HostError::Busy {
                 what: format!(
                     "the filesystem at {} is frozen already, by somebody else (fsfreeze, a backup): \
                      try again when they are done",
                     at.display()
                 ),
             }),
-            Err(Errno::EOPNOTSUPP) => Err(HostError::Unsupported {
+            Errno::EOPNOTSUPP => Err(HostError::Unsupported {
                 what: format!("the filesystem at {} cannot be frozen", at.display()),
             }),
-            Err(error) => Err(HostError::io("freeze", PathBuf::from(at), error.into())),
+            error => Err(HostError::io("freeze", at, error.into())),
         }
     }
 
     /// Whether it was frozen.
-    pub fn thaw(root: &File, at: &Path) -> Result<bool, HostError> {
+    pub fn thaw(root: &File) -> Result<bool, Errno> {
         let mut unused = 0;
         #[expect(unsafe_code, reason = "nix has no wrapper for this ioctl")]
         // SAFETY: as above.
         match unsafe { fithaw(root.as_raw_fd(), &raw mut unused) } {
             Ok(_) => Ok(true),
             Err(Errno::EINVAL) => Ok(false),
-            Err(error) => Err(HostError::io("thaw", PathBuf::from(at), error.into())),
+            Err(error) => Err(error),
         }
     }
 }
