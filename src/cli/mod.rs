@@ -249,7 +249,8 @@ pub struct CheckArgs {
     #[arg(long)]
     pub json: bool,
     /// Mend what can be mended without touching data: directories and their modes, the mode of the
-    /// config, iscsid's socket, empty directories that were left; says what it does
+    /// config, iscsid's socket, empty directories, iSCSI sessions and records of this driver that were
+    /// left and that nothing uses; says what it does
     #[arg(long, conflicts_with = "json")]
     pub fix: bool,
 }

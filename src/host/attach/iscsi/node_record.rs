@@ -88,6 +88,29 @@ impl NodeDb {
         Ok(owner)
     }
 
+    /// Targets and portals whose record is ours, of whatever boot.
+    pub fn ours(&self) -> Result<Vec<IscsiPath>, HostError> {
+        let mut found = Vec::new();
+        for target in list(&self.root.join("nodes"))? {
+            let Some(iqn) = target.file_name().and_then(|name| name.to_str()) else { continue };
+            if !target.is_dir() {
+                continue;
+            }
+            for file in list(&target)? {
+                let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let portal = name.split_once(',').and_then(|(address, port)| {
+                    Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+                });
+                let Some(portal) = portal else { continue };
+                let path = super::way(portal, iqn, 0);
+                if matches!(self.owner(&path)?, Owner::Us(_)) {
+                    found.push(path);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Writes the record in place of any other of this target and portal.
     pub fn write(
         &self,
