@@ -27,6 +27,7 @@ mod initiator;
 mod install;
 mod many;
 mod moving;
+mod operators;
 mod options;
 mod outside;
 mod power;
