@@ -30,6 +30,7 @@ mod moving;
 mod operators;
 mod options;
 mod outside;
+mod plugin;
 mod power;
 mod restarts;
 mod walkthrough;
