@@ -377,6 +377,24 @@ mod tests {
     }
 
     #[test]
+    fn records_of_ours_are_listed_whatever_their_boot_and_no_others() {
+        let (dir, db) = db();
+        assert_eq!(db.ours().unwrap(), []);
+        let second = IscsiPath { portal: "[fd00::1]:3261".into(), ..path() };
+        db.write(&path(), None, None, "boot-1").unwrap();
+        db.write(&second, None, None, "boot-2").unwrap();
+        let nodes = dir.path().join("nodes");
+        let theirs = nodes.join("iqn.x:theirs");
+        fs::create_dir(&theirs).unwrap();
+        fs::write(theirs.join("10.0.0.9,3260"), "node.startup = manual\n").unwrap();
+        fs::write(nodes.join(path().iqn).join("README"), MARK).unwrap();
+        fs::write(nodes.join("README"), MARK).unwrap();
+        let mut found = db.ours().unwrap();
+        found.sort_by(|a, b| a.portal.cmp(&b.portal));
+        assert_eq!(found, [IscsiPath { lun: 0, ..path() }, IscsiPath { lun: 0, ..second }]);
+    }
+
+    #[test]
     fn writing_replaces_every_form_of_the_record() {
         let (dir, db) = db();
         let tagged = dir.path().join("nodes").join(path().iqn).join("10.0.0.9,3260,1");
