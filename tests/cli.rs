@@ -322,10 +322,12 @@ async fn status_says_by_whom_since_when_and_by_which_attachment() {
     let at = node.dir.path().join("in-container");
     fs::create_dir(&at).unwrap();
     let line = format!(
-        "mount --bind {0} {1} && mount --make-private {1} && umount {0} && echo ready && \
+        "mount --bind {0} {1} && mount --make-private {1} && umount {2} && echo ready && \
          exec sleep 600",
         mounted.display(),
-        at.display()
+        at.display(),
+        // What is handed out is a directory in it.
+        mounted.parent().unwrap().display()
     );
     let mut holder = Command::new("unshare")
         .args(["-m", "--propagation", "slave", "sh", "-c", &line])
