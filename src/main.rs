@@ -47,18 +47,18 @@ async fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Error>> {
         }
         Some(Command::Sandbox(args)) => daemon::serve_sandbox(args, &cli.socket).await?,
         Some(Command::Check(args)) => {
-            return Ok(cli::check(&cli.config, &cli.socket, args).await?);
+            return Ok(cli::check(&cli.settings_path(), &cli.socket, args).await?);
         }
         Some(Command::Health { deep, json }) => {
             return Ok(cli::health(&cli.socket, *deep, *json).await?);
         }
         Some(Command::Status { json }) => {
-            let settings = daemon::load_settings(&cli.config)?;
+            let settings = daemon::load_settings(&cli.settings_path())?;
             let state_dir = &settings.driver.state_dir;
             print(&cli::status(state_dir, &cli.socket, &Paths::default(), *json).await?)?;
         }
         Some(Command::Snapshots { name, json }) => {
-            let settings = daemon::load_settings(&cli.config)?;
+            let settings = daemon::load_settings(&cli.settings_path())?;
             print(&cli::snapshots(&settings.cloud, name.as_deref(), *json).await?)?;
         }
         Some(Command::Ls { all, json }) => {
@@ -84,7 +84,7 @@ async fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Error>> {
 
 /// Read only when the daemon cannot be asked.
 fn settings_of(cli: &Cli) -> impl FnOnce() -> Result<Settings, String> {
-    || daemon::load_settings(&cli.config).map_err(|errors| errors.to_string())
+    || daemon::load_settings(&cli.settings_path()).map_err(|errors| errors.to_string())
 }
 
 /// Nobody reads on behind `| head`: that is no failure.

@@ -71,6 +71,7 @@ impl Host {
         );
         host.write("proc/filesystems", "nodev\tsysfs\n\text4\n");
         host.write("etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.1993-08.org.debian:01:1\n");
+        host.write("proc/sys/kernel/random/boot_id", "b\n");
         host.write("etc/machine-id", "0123456789abcdef0123456789abcdef\n");
         host
     }
@@ -119,6 +120,29 @@ impl Host {
             entry[key] = value.clone();
         }
         self.write(&format!("StateDir/volumes/{id}.json"), &entry.to_string());
+    }
+
+    /// open-iscsi's record of a target on this machine, with a first line of its own.
+    fn record(&self, target: &str, mark: &str) {
+        self.write(
+            &format!("etc/iscsi/nodes/{target}/127.0.0.1,3260"),
+            &format!("{mark}node.name = {target}\n"),
+        );
+    }
+
+    /// A session without a disk, as sysfs has it, and its record.
+    fn session(&self, id: u32, target: &str, mark: &str) {
+        let session = format!("sys/devices/platform/host{id}/session{id}");
+        fs::create_dir_all(self.path(&session)).unwrap();
+        let class = format!("sys/class/iscsi_session/session{id}");
+        self.write(&format!("{class}/targetname"), &format!("{target}\n"));
+        self.write(&format!("{class}/state"), "LOGGED_IN\n");
+        std::os::unix::fs::symlink(self.path(&session), self.path(&format!("{class}/device")))
+            .unwrap();
+        let connection = format!("sys/class/iscsi_connection/connection{id}:0");
+        self.write(&format!("{connection}/persistent_address"), "127.0.0.1\n");
+        self.write(&format!("{connection}/persistent_port"), "3260\n");
+        self.record(target, mark);
     }
 
     fn set(&mut self, key: &str, value: impl Into<Value>) {
@@ -509,25 +533,20 @@ const CASES: &[Case] = &[
     (
         "a session that no entry speaks of",
         |host| {
-            let session = "sys/devices/platform/host0/session3";
-            fs::create_dir_all(host.path(session)).unwrap();
-            let class = "sys/class/iscsi_session/session3";
-            host.write(&format!("{class}/targetname"), "iqn.x:left\n");
-            host.write(&format!("{class}/state"), "LOGGED_IN\n");
-            std::os::unix::fs::symlink(host.path(session), host.path(&format!("{class}/device")))
-                .unwrap();
-            let connection = "sys/class/iscsi_connection/connection3:0";
-            host.write(&format!("{connection}/persistent_address"), "127.0.0.1\n");
-            host.write(&format!("{connection}/persistent_port"), "3260\n");
-            host.write(
-                "etc/iscsi/nodes/iqn.x:left/127.0.0.1,3260",
-                "# cinder-docker-driver boot=b\nnode.name = iqn.x:left\n",
-            );
+            host.session(3, "iqn.x:left", "# cinder-docker-driver boot=b\n");
         },
         "leftovers",
         Level::Warning,
         "was opened by this driver, and no journal entry",
         "iscsiadm -m node -T iqn.x:left -p 127.0.0.1:3260 --logout",
+    ),
+    (
+        "a record that nothing needs",
+        |host| host.record("iqn.x:left", "# cinder-docker-driver boot=an-earlier-one\n"),
+        "leftovers",
+        Level::Warning,
+        "made of iqn.x:left at 127.0.0.1:3260; no session and no journal entry",
+        "iscsiadm -m node -T iqn.x:left -p 127.0.0.1:3260 -o delete",
     ),
     (
         "an SELinux that enforces",
@@ -722,6 +741,67 @@ async fn fix_mends_what_is_safe_says_so_and_touches_no_data() {
     let mut told = Vec::new();
     mend(&config, &host.paths, &mut told).await.unwrap();
     assert_eq!(String::from_utf8(told).unwrap(), "nothing to mend\n");
+}
+
+/// Sessions and records: ours that no entry speaks of, of this boot and of an earlier one; one that an
+/// entry speaks of; and somebody else's.
+#[tokio::test]
+async fn fix_ends_sessions_of_ours_that_were_left_and_no_others() {
+    let ours = "# cinder-docker-driver boot=b\n";
+    let earlier = "# cinder-docker-driver boot=an-earlier-one\n";
+    let host = Host::new().await;
+    host.session(1, "iqn.x:left", ours);
+    host.session(2, "iqn.x:known", ours);
+    host.session(3, "iqn.x:of-somebody", "");
+    host.session(4, "iqn.x:of-another-boot", earlier);
+    for (name, mark) in [("iqn.x:idle", earlier), ("iqn.x:idle-known", ours), ("iqn.x:idle-of", "")]
+    {
+        host.record(name, mark);
+    }
+    let path = |iqn| {
+        json!({ "portal": "127.0.0.1:3260", "iqn": iqn, "lun": 1, "opened_session": true,
+                "wrote_node": true })
+    };
+    host.journal(
+        "7c9e6679-7425-40de-944b-e07fc1f90ae7",
+        &json!({ "device": { "type": "iscsi", "wwid": null, "boot_id": "b",
+                             "paths": [path("iqn.x:known"), path("iqn.x:idle-known")] } }),
+    );
+    let at = host.dir.path().display();
+    host.tool(
+        "iscsiadm",
+        &format!(
+            "echo \"$*\" >>{at}/called; while [ \"$1\" != -r ]; do shift; done
+             rm -r {at}/sys/devices/platform/host$2 {at}/sys/class/iscsi_session/session$2"
+        ),
+    );
+    let mut told = Vec::new();
+    mend(&host.config_file(), &host.paths, &mut told).await.unwrap();
+    let told = String::from_utf8(told).unwrap();
+    assert_eq!(
+        told,
+        "mended   end iSCSI session 1 with iqn.x:left\n\
+         mended   remove the record of iqn.x:idle at 127.0.0.1:3260\n"
+    );
+    let called = fs::read_to_string(host.path("called")).unwrap();
+    assert_eq!(called.lines().count(), 1, "{called}");
+    let mut left: Vec<String> = fs::read_dir(host.path("etc/iscsi/nodes"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    let kept = ["idle-known", "idle-of", "known", "of-another-boot", "of-somebody"];
+    assert_eq!(left, kept.map(|name| format!("iqn.x:{name}")));
+    assert_eq!(fs::read_dir(host.path("sys/class/iscsi_session")).unwrap().count(), 3);
+
+    // A session that cannot be ended is told, and kept.
+    host.session(1, "iqn.x:left", ours);
+    host.tool("iscsiadm", "echo it does not work >&2; exit 1");
+    let mut told = Vec::new();
+    mend(&host.config_file(), &host.paths, &mut told).await.unwrap();
+    let told = String::from_utf8(told).unwrap();
+    assert!(told.starts_with("failed   end iSCSI session 1 with iqn.x:left: cannot log"), "{told}");
+    assert!(host.path("etc/iscsi/nodes/iqn.x:left").exists());
 }
 
 #[tokio::test]

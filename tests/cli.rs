@@ -326,6 +326,7 @@ async fn status_says_by_whom_since_when_and_by_which_attachment() {
          exec sleep 600",
         mounted.display(),
         at.display(),
+        // What is handed out is a directory in it.
         mounted.parent().unwrap().display()
     );
     let mut holder = Command::new("unshare")

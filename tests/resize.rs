@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cinder_docker_driver::sandbox::faults::{Action, Rule};
 use cinder_docker_driver::sandbox::{Behaviour, Quotas};
@@ -123,6 +123,77 @@ async fn a_mounted_volume_grows_while_it_is_written_to() {
         assert_eq!(fs::read_to_string(at.join("log")).unwrap(), log, "{fs_type}");
         node.unmount(fs_type, "c").await.unwrap();
     }
+    node.assert_clean(&cloud);
+}
+
+/// Waits for something that comes within seconds.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !is_so().await {
+        assert!(Instant::now() < end, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_filesystem_in_a_partition_grows_to_that_and_what_is_behind_it_is_told() {
+    let cloud = Cloud::start().await;
+    let node = Node::start(&cloud).await;
+    let id = cloud.create("v", json!({})).await;
+    let image = cloud.image(&id);
+    sh(&format!(
+        "set -e; printf ',500M,L\\n' | sfdisk --quiet --label gpt {0}
+         loop=$(losetup --find --show --offset 1MiB --sizelimit 500MiB {0})
+         mkfs.xfs -q $loop; losetup --detach $loop",
+        image.display()
+    ));
+    // The sandbox lets the kernel read no partition table, as other back ends do.
+    cloud.fail_once("attachment-update", Action::DelayAnswer(600));
+    let kernel = async {
+        let id = id.parse().unwrap();
+        until("exported", async || !cloud.sandbox.devices(id).is_empty()).await;
+        let disk = cloud.sandbox.devices(id).remove(0);
+        sh(&format!("partx -u {}", disk.display()));
+        disk
+    };
+    let (at, disk) = tokio::join!(node.mount("v", "c"), kernel);
+    let at = at.unwrap();
+    let disk = disk.display();
+    fs::write(at.join("file"), "here").unwrap();
+    let told = format!("\"growpart {disk} 1\"");
+    assert!(node.log().contains(&told), "{}", node.log());
+
+    // What has not grown is not said to have.
+    let before = mebibytes(&at);
+    let said = resize(&node, "v", "2").await.unwrap();
+    assert!(said.contains("has 2 GiB now, and had 1"), "{said}");
+    assert!(said.contains("has 0.4 GiB as before; it is in partition 1"), "{said}");
+    assert!(said.contains("1.5 GiB behind it are unused") && said.contains(&told), "{said}");
+    assert!(!said.contains("has grown"), "{said}");
+    assert_eq!(mebibytes(&at), before);
+
+    // What growpart does.
+    sh(&format!(
+        "echo ', +' | sfdisk --quiet --no-reread --force -N 1 {disk} && partx --update --nr 1 {disk}"
+    ));
+    let said = resize(&node, "v", "2").await.unwrap();
+    assert!(said.contains("has grown from 0.4 GiB to 1.9 GiB\n"), "{said}");
+    assert!(mebibytes(&at) > 1900, "{}", mebibytes(&at));
+    let said = resize(&node, "v", "2").await.unwrap();
+    assert!(said.contains("has 1.9 GiB, all that there is\n"), "{said}");
+    assert_eq!(fs::read_to_string(at.join("file")).unwrap(), "here");
+
+    cloud.forget_calls();
+    cloud.fail_once("attachment-delete", Action::Delay(600));
+    let kernel = async {
+        let is_called = async || cloud.calls().contains(&"attachment-delete".to_owned());
+        until("attachment-delete", is_called).await;
+        sh(&format!("partx -d {disk}"));
+    };
+    let (unmounted, ()) = tokio::join!(node.unmount("v", "c"), kernel);
+    unmounted.unwrap();
+    let said = resize(&node, "v", "3").await.unwrap();
+    assert!(said.contains("in a partition, to the end of that"), "{said}");
     node.assert_clean(&cloud);
 }
 

@@ -608,7 +608,7 @@ async fn a_managed_plugin_serves_containers_and_outlives_itself_and_the_engine()
     let build = pages::path("plugin/build");
     machine
         .sh(&format!(
-            "{} --tree / '{}' $DIR/plugin >&2; mkdir -m 700 $DIR/state; cp -R /etc/iscsi $DIR/iscsi",
+            "{} --tree / '{}' $DIR/plugin >&2; mkdir -m 700 $DIR/state",
             build.display(),
             support::binary().display()
         ))
@@ -622,7 +622,7 @@ async fn a_managed_plugin_serves_containers_and_outlives_itself_and_the_engine()
     machine
         .sh(&format!(
             "docker plugin create cinder $DIR/plugin && docker plugin set cinder \
-             state.source=$DIR/state iscsi.source=$DIR/iscsi DEBUG=true \
+             state.source=$DIR/state DEBUG=true \
              OS_AUTH_URL={} OS_USERNAME={} OS_PASSWORD='{}' OS_PROJECT_ID={} \
              ConnectorHost='box-\"1\"' DefaultFilesystem=xfs && docker plugin enable cinder",
             text("Endpoint"),

@@ -13,9 +13,11 @@ mod table;
 mod volumes;
 
 use std::ffi::OsString;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -62,6 +64,43 @@ pub struct Cli {
     /// What to do
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+/// Where the sandbox keeps everything, unless it is told otherwise.
+const SANDBOX_DIR: &str = "/var/lib/cinder/sandbox";
+
+impl Cli {
+    /// The configuration that a command reads: the one that is named, or the host's; or the
+    /// sandbox's, where it has run and the host's was never filled in. Says so then, on standard
+    /// error.
+    pub fn settings_path(&self) -> PathBuf {
+        let sandbox = Path::new(SANDBOX_DIR).join("config.json");
+        let is_default = self.config == Path::new(DEFAULT_CONFIG_PATH);
+        let by_variables =
+            ["OS_CLOUD", "OS_AUTH_URL"].iter().any(|name| std::env::var_os(name).is_some());
+        if !is_default || is_filled_in(&self.config, by_variables) || !sandbox.exists() {
+            return self.config.clone();
+        }
+        // Nobody is left to be told when standard error is gone.
+        let _ = writeln!(
+            io::stderr(),
+            "this is about the sandbox: {} has no cloud in it yet",
+            self.config.display()
+        );
+        sandbox
+    }
+}
+
+/// Whether somebody has said which cloud it is. One that cannot be read is for those to tell who read
+/// it.
+fn is_filled_in(config: &Path, by_variables: bool) -> bool {
+    match fs::read_to_string(config) {
+        // As it was installed (config.example.json).
+        Ok(text) => {
+            !["//keystone.example:", "//keystone.example/"].iter().any(|it| text.contains(it))
+        }
+        Err(error) => by_variables || error.kind() != io::ErrorKind::NotFound,
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -249,7 +288,8 @@ pub struct CheckArgs {
     #[arg(long)]
     pub json: bool,
     /// Mend what can be mended without touching data: directories and their modes, the mode of the
-    /// config, iscsid's socket, empty directories that were left; says what it does
+    /// config, iscsid's socket, empty directories, iSCSI sessions and records of this driver that were
+    /// left and that nothing uses; says what it does
     #[arg(long, conflicts_with = "json")]
     pub fix: bool,
 }
@@ -287,7 +327,7 @@ pub struct ReleaseArgs {
 #[derive(Debug, Args)]
 pub struct SandboxArgs {
     /// Where volumes, state and the generated config.json are kept
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/cinder/sandbox")]
+    #[arg(long, value_name = "DIR", default_value = SANDBOX_DIR)]
     pub dir: PathBuf,
     /// Where Keystone and Cinder listen
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15000")]
@@ -379,6 +419,21 @@ mod tests {
         let version = ["d", "-version"].into_iter().map(OsString::from);
         let error = Cli::try_parse_from(accept_go_habits(version)).unwrap_err();
         assert_eq!(error.kind(), clap::error::ErrorKind::DisplayVersion);
+    }
+
+    #[test]
+    fn a_configuration_counts_as_filled_in_unless_it_is_the_example_or_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.json");
+        assert!(!is_filled_in(&config, false));
+        assert!(is_filled_in(&config, true), "OS_* may be all of it");
+        fs::write(&config, include_str!("../../config.example.json")).unwrap();
+        assert!(!is_filled_in(&config, true));
+        fs::write(&config, r#"{ "Endpoint": "https://cloud:5000/v3" }"#).unwrap();
+        assert!(is_filled_in(&config, false));
+        // No file, and there.
+        assert!(is_filled_in(dir.path(), false));
+        assert_eq!(parse("d --config /x status").settings_path(), PathBuf::from("/x"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::docker::Caller;
 use crate::error_chain::Chain;
 use crate::host::HostError;
 use crate::host::attach::Device;
-use crate::host::filesystem::{blocking, grow, mount};
+use crate::host::filesystem::{blocking, grow, mount, partition};
 use crate::openstack::{AttachmentInfo, Holder, Reservation, Volume, VolumeStatus};
 use crate::shown::shown;
 
@@ -260,7 +260,8 @@ impl Driver {
         device: &Device,
     ) -> Result<MountRecord, DriverError> {
         let settings = metadata::MountSettings::of(volume)?;
-        let Prepared { device, filesystem } = self.prepare(name, volume, device).await?;
+        let disk = device;
+        let Prepared { device, filesystem } = self.prepare(name, volume, disk).await?;
         let at = self.place_of(name.as_str());
         let record = MountRecord {
             at: at.clone(),
@@ -294,6 +295,12 @@ impl Driver {
                     Chain(&error)
                 );
             }
+        }
+        if device.number != disk.number
+            && let Ok(Some(known)) = partition::with_number(paths, disk, device.number)
+            && let Some(unused) = super::resize::unused(disk, &known)
+        {
+            tracing::warn!(volume = name.as_str(), "its filesystem is smaller than it: {unused}");
         }
         let directory = self.choose_directory(volume, &at, &settings).await?;
         // btrfs shows a number of its own, by which its other mounts are found.

@@ -6,6 +6,9 @@
 //! elsewhere      refused
 //! ```
 //!
+//! A partition stays as its table has it, for a table is not ours to write: its filesystem grows to
+//! the partition, and what the disk has beyond is told with the command that adds it.
+//!
 //! Each part is found done or not by looking, so asking again finishes what was interrupted. Cinder
 //! tells Nova's instances that a volume has grown; a host without Nova looks for itself.
 
@@ -24,6 +27,7 @@ use super::{Driver, DriverError, VolumeName, options};
 use crate::error_chain::Chain;
 use crate::host::attach::{Device, DeviceRecord};
 use crate::host::filesystem::grow;
+use crate::host::filesystem::partition::{self, Known};
 use crate::openstack::{CloudErrorKind, Volume, VolumeStatus};
 use crate::shown::shown;
 
@@ -72,11 +76,9 @@ impl Driver {
             false => format!("volume {id} has {} GiB", volume.size),
         }];
         says.push(match &place {
-            Place::Free => {
-                "it is not mounted: a filesystem that is smaller grows with the next start of a \
-                 container that uses it"
-                    .to_owned()
-            }
+            Place::Free => "it is not mounted: a filesystem that is smaller grows with the next \
+                            start of a container that uses it; in a partition, to the end of that"
+                .to_owned(),
             Place::Here(entry) => self.grow_mounted(entry, &volume).await?,
         });
         self.remember(name, &volume).await?;
@@ -248,12 +250,22 @@ impl Driver {
             return Ok(format!("it is mounted read-only at {at}, and grows once it is not"));
         }
         let mounted = self.kernel_mount(entry)?.and_then(|(mounted, _)| mounted.block_device());
-        if mounted != Some(device.number) {
-            return Ok(format!(
-                "its filesystem at {at} is in a partition, which is not enlarged: unmount it, \
-                 attach it elsewhere and use growpart there"
-            ));
-        }
+        let mut beside = String::new();
+        let device = if mounted == Some(device.number) {
+            device
+        } else {
+            let paths = &self.host.paths;
+            let found = mounted.map(|number| partition::with_number(paths, &device, number));
+            let Some(known) = found.transpose()?.flatten() else {
+                return Err(DriverError::Refused(format!(
+                    "what is mounted at {at} is not on {}, the device of volume {}",
+                    device.path.display(),
+                    volume.id
+                )));
+            };
+            beside = unused(&device, &known).map(|what| format!("; {what}")).unwrap_or_default();
+            known.device
+        };
         let before = grow::size_of(&device, record.fs_type, &record.at).await?;
         let exec = &self.host.exec;
         grow::grow(exec, &device, record.fs_type, &record.at, grow::RESIZE_LIMIT).await?;
@@ -270,9 +282,13 @@ impl Driver {
         }
         Ok(match before < after {
             true => {
-                format!("its filesystem at {at} has grown from {} to {}", gib(before), gib(after))
+                let (before, after) = (gib(before), gib(after));
+                format!("its filesystem at {at} has grown from {before} to {after}{beside}")
             }
-            false => format!("its filesystem at {at} has {}, all that there is", gib(after)),
+            false if beside.is_empty() => {
+                format!("its filesystem at {at} has {}, all that there is", gib(after))
+            }
+            false => format!("its filesystem at {at} has {} as before{beside}", gib(after)),
         })
     }
 
@@ -304,6 +320,20 @@ impl Driver {
             pace.next().await;
         }
     }
+}
+
+/// What of a disk a partition does not have, and how it gets it: in words, if it is worth any.
+pub(super) fn unused(disk: &Device, partition: &Known) -> Option<String> {
+    grow::is_worth_it(partition.behind).then(|| {
+        format!(
+            "it is in partition {number} of {disk}, which is not enlarged by itself, and {behind} \
+             behind it are unused: \"growpart {disk} {number}\" (of cloud-guest-utils, or \
+             cloud-utils-growpart) adds them while it is mounted here; then resize it again",
+            number = partition.number,
+            disk = disk.path.display(),
+            behind = gib(partition.behind),
+        )
+    })
 }
 
 /// `1.9 GiB`

@@ -6,7 +6,7 @@ use crate::rig::{DEBIAN_12, DEBIAN_13, Node, Project, is_asked_for};
 
 /// Attaches a volume to the node as an instance would, runs a line that finds it at `$disk`, and
 /// detaches it: what is on it then, the driver did not put there.
-async fn as_an_instance(project: &Project, node: &Node, name: &str, line: &str) {
+pub async fn as_an_instance(project: &Project, node: &Node, name: &str, line: &str) {
     let id = project.id(name).await;
     let initiator = node.sh("sed -n 's/^InitiatorName=//p' /etc/iscsi/initiatorname.iscsi").await;
     let connector = json!({ "initiator": initiator, "host": "an-instance", "ip": "10.0.2.15" });

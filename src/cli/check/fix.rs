@@ -11,11 +11,13 @@ use nix::libc::{O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK};
 use nix::unistd::{Gid, Uid, fchown};
 
 use super::host::{has_module, iscsid_listens};
-use super::leftovers::{Left, strays};
+use super::leftovers::{Left, stray_records, stray_sessions, strays};
 use crate::config;
 use crate::effects::{self, Kind};
-use crate::host::Paths;
+use crate::error_chain::Chain;
+use crate::host::attach::iscsi;
 use crate::host::exec::{Cmd, Exec};
+use crate::host::{HostError, Paths};
 
 /// For systemctl and modprobe.
 const TOOL_LIMIT: Duration = Duration::from_secs(30);
@@ -30,6 +32,7 @@ pub async fn mend(config: &Path, paths: &Paths, out: &mut impl Write) -> io::Res
     if !Uid::effective().is_root() {
         return writeln!(out, "not root: nothing is mended");
     }
+    let exec = Exec::new(paths);
     let mut done = Done { out, any: false };
     done.note("chmod 600 the config", tighten_config(config))?;
     if let Ok((settings, _)) = config::load(config, &|name| std::env::var(name).ok()) {
@@ -38,7 +41,20 @@ pub async fn mend(config: &Path, paths: &Paths, out: &mut impl Write) -> io::Res
             let what = format!("make {} root's alone", directory.display());
             done.note(&what, make_private(directory))?;
         }
+        // Before the journal is read: whoever connects now has written there first.
+        let sessions = iscsi::sessions(paths).unwrap_or_default();
+        let records = iscsi::idle_records(paths).unwrap_or_default();
         if let Some(left) = Left::read(state) {
+            for session in stray_sessions(sessions, &left) {
+                let what = format!("end iSCSI session {} with {}", session.id, session.target);
+                let ended = iscsi::end(paths, &exec, &session).await;
+                done.note(&what, ended.map(|()| true).map_err(|error| told(&error)))?;
+            }
+            for record in stray_records(records, &left) {
+                let what = format!("remove the record of {} at {}", record.iqn, record.portal);
+                let removed = iscsi::remove_record(paths, &record);
+                done.note(&what, removed.map(|()| true).map_err(|error| told(&error)))?;
+            }
             for (stray, _) in strays(paths, mounts, &left).iter().filter(|(_, empty)| *empty) {
                 let what = format!("rmdir {}", stray.display());
                 // Whatever came into it since keeps it: nothing below it is ever removed.
@@ -51,7 +67,6 @@ pub async fn mend(config: &Path, paths: &Paths, out: &mut impl Write) -> io::Res
             }
         }
     }
-    let exec = Exec::new(paths);
     if !has_module(paths, MODULE) {
         let cmd = Cmd::new("modprobe", TOOL_LIMIT).args(["--quiet", MODULE]);
         done.note(&format!("modprobe {MODULE}"), run(&exec, &cmd).await)?;
@@ -86,6 +101,11 @@ impl<W: Write> Done<'_, W> {
             }
         }
     }
+}
+
+/// With its causes, in one line.
+fn told(error: &HostError) -> io::Error {
+    io::Error::other(Chain(error).to_string())
 }
 
 async fn run(exec: &Exec, cmd: &Cmd) -> io::Result<bool> {

@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::driver::journal::{self, Entry};
 use crate::host::Paths;
 use crate::host::attach::DeviceRecord;
-use crate::host::attach::iscsi;
+use crate::host::attach::iscsi::{self, IscsiPath, SessionFacts};
 use crate::host::filesystem::mountinfo;
 
 /// A directory that has been there for less may be of a mount that is just being made.
@@ -58,7 +58,7 @@ impl Left {
         places.clone().any(|record| record.at == at) || self.entries.iter().any(under_way)
     }
 
-    fn iscsi_paths(&self) -> impl Iterator<Item = &iscsi::IscsiPath> {
+    fn iscsi_paths(&self) -> impl Iterator<Item = &IscsiPath> {
         self.entries.iter().filter_map(|entry| entry.device.as_ref()).flat_map(
             |device| match device {
                 DeviceRecord::Iscsi(record) => record.paths.as_slice(),
@@ -82,6 +82,7 @@ pub(super) async fn check(
     let before = findings.all().len();
     journal_entries(&left, seen, findings);
     sessions(paths, &left, findings);
+    records(paths, &left, findings);
     mounts(paths, &settings.host.mount_point, &left, findings);
     directories(paths, &settings.host.mount_point, &left, findings);
     if let (Some(seen), Some(host)) = (seen, host) {
@@ -122,12 +123,25 @@ fn journal_entries(left: &Left, seen: Option<&[Seen]>, findings: &mut Findings) 
     }
 }
 
+/// Of `sessions`, those that this driver opened and that no entry speaks of.
+pub(super) fn stray_sessions(mut sessions: Vec<SessionFacts>, left: &Left) -> Vec<SessionFacts> {
+    let is_known = |session: &SessionFacts| left.iscsi_paths().any(|path| session.serves(path));
+    sessions.retain(|session| session.has_our_mark && !is_known(session));
+    sessions
+}
+
+/// Of node records of ours without a session, those that no entry speaks of.
+pub(super) fn stray_records(mut records: Vec<IscsiPath>, left: &Left) -> Vec<IscsiPath> {
+    let goes_there = |record: &IscsiPath, path: &IscsiPath| {
+        (&record.iqn, &record.portal) == (&path.iqn, &path.portal)
+    };
+    records.retain(|record| !left.iscsi_paths().any(|path| goes_there(record, path)));
+    records
+}
+
 fn sessions(paths: &Paths, left: &Left, findings: &mut Findings) {
     let Ok(sessions) = iscsi::sessions(paths) else { return };
-    for session in sessions.iter().filter(|session| session.has_our_mark) {
-        if left.iscsi_paths().any(|path| session.serves(path)) {
-            continue;
-        }
+    for session in stray_sessions(sessions, left) {
         let portal = session.portal.map(|portal| portal.to_string()).unwrap_or_default();
         let logout = format!("iscsiadm -m node -T {} -p {portal} --logout", session.target);
         findings.warn(
@@ -138,9 +152,30 @@ fn sessions(paths: &Paths, left: &Left, findings: &mut Findings) {
                 session.id, session.target
             ),
             match session.is_used {
-                true => format!("see lsblk -S for who uses its disk; when nobody does: {logout}"),
-                false => logout,
+                true => format!(
+                    "cinder-docker-driver check --fix, which leaves it if somebody uses its disk \
+                     (lsblk -S); or: {logout}"
+                ),
+                false => format!("{logout} (or: cinder-docker-driver check --fix)"),
             },
+        );
+    }
+}
+
+fn records(paths: &Paths, left: &Left, findings: &mut Findings) {
+    let Ok(records) = iscsi::idle_records(paths) else { return };
+    for record in stray_records(records, left) {
+        let IscsiPath { iqn, portal, .. } = record;
+        findings.warn(
+            "leftovers",
+            format!(
+                "open-iscsi has a record, with a secret in it where there is one, that this driver \
+                 made of {iqn} at {portal}; no session and no journal entry needs it"
+            ),
+            format!(
+                "iscsiadm -m node -T {iqn} -p {portal} -o delete (or: cinder-docker-driver check \
+                 --fix)"
+            ),
         );
     }
 }

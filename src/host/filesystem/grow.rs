@@ -29,7 +29,12 @@ pub fn is_needed(device: &Device, fs: &Filesystem) -> bool {
 
 /// Whether a filesystem of so many bytes leaves more of its device unused than its own rounding.
 pub fn leaves_space(device: &Device, size: u64) -> bool {
-    device.size.saturating_sub(size) >= ROUNDING
+    is_worth_it(device.size.saturating_sub(size))
+}
+
+/// Whether so many bytes are more than a filesystem's own rounding.
+pub fn is_worth_it(bytes: u64) -> bool {
+    bytes >= ROUNDING
 }
 
 /// How many bytes of its device a mounted filesystem takes, by its own word.

@@ -24,6 +24,7 @@ mod session;
 mod uevent;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -81,10 +82,10 @@ pub struct SessionFacts {
     /// The target's name.
     pub target: String,
     /// The portal that the login was asked for.
-    pub portal: Option<std::net::SocketAddr>,
+    pub portal: Option<SocketAddr>,
     /// `LOGGED_IN`, `FAILED` or `FREE`.
     pub state: String,
-    /// Whether a node record says that this driver opened it.
+    /// Whether a node record says that this driver opened it, in this boot.
     pub has_our_mark: bool,
     /// Whether somebody would lose a disk by a logout.
     pub is_used: bool,
@@ -103,22 +104,16 @@ impl SessionFacts {
 /// When sysfs cannot be read.
 pub fn sessions(paths: &Paths) -> Result<Vec<SessionFacts>, HostError> {
     let db = NodeDb::find(paths);
+    // Where it is not known, no mark is of this boot.
+    let boot_id = process::boot_id(paths).unwrap_or_default();
     Ok(session::all(paths)?
         .into_iter()
         .map(|session| {
-            let mark = session.portal.and_then(|portal| {
-                let path = IscsiPath {
-                    portal: portal.to_string(),
-                    iqn: session.iqn.clone(),
-                    lun: 0,
-                    opened_session: false,
-                    wrote_node: false,
-                };
-                db.owner(&path).ok()
-            });
+            let mark =
+                session.portal.and_then(|portal| db.owner(&way(portal, &session.iqn, 0)).ok());
             SessionFacts {
                 id: session.id,
-                has_our_mark: matches!(mark, Some(Owner::Us(_))),
+                has_our_mark: matches!(mark, Some(Owner::Us(boot)) if boot == boot_id),
                 is_used: session.is_used(),
                 target: session.iqn,
                 portal: session.portal,
@@ -126,6 +121,68 @@ pub fn sessions(paths: &Paths) -> Result<Vec<SessionFacts>, HostError> {
             }
         })
         .collect())
+}
+
+/// A way of which nothing is known but where it goes.
+fn way(portal: SocketAddr, iqn: &str, lun: u64) -> IscsiPath {
+    IscsiPath {
+        portal: portal.to_string(),
+        iqn: iqn.to_owned(),
+        lun,
+        opened_session: false,
+        wrote_node: false,
+    }
+}
+
+/// Targets and portals of which this driver wrote a node record, in whatever boot, and to which this
+/// host has no session. Reads only.
+///
+/// # Errors
+/// When sysfs or open-iscsi's data base cannot be read.
+pub fn idle_records(paths: &Paths) -> Result<Vec<IscsiPath>, HostError> {
+    // First: one that a login is made from just now has its session by then, or is in the journal.
+    let mut records = NodeDb::find(paths).ours()?;
+    let sessions = session::all(paths)?;
+    records.retain(|path| !sessions.iter().any(|session| session.serves(path)));
+    Ok(records)
+}
+
+/// Removes a record of [`idle_records`]; somebody else's is left.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_record(paths: &Paths, path: &IscsiPath) -> Result<(), HostError> {
+    NodeDb::find(paths).remove(path)
+}
+
+/// Ends a session that this driver opened in this boot and that no journal entry speaks of: removes
+/// its disks, logs out, removes the node record.
+///
+/// # Errors
+/// [`HostError::Busy`] when somebody uses one of its disks: then nothing was changed. When it cannot
+/// be ended.
+pub async fn end(paths: &Paths, exec: &Exec, session: &SessionFacts) -> Result<(), HostError> {
+    let refused = |what: &str| HostError::Refused { what: what.to_owned() };
+    let portal = session.portal.ok_or_else(|| refused("its portal is not known"))?;
+    let sessions = session::all(paths)?;
+    let found = sessions.iter().find(|found| found.id == session.id && found.iqn == session.target);
+    // It ended by itself.
+    let Some(found) = found else { return Ok(()) };
+    let mut luns: Vec<u64> = found.luns().into_iter().map(|lun| lun.lun).collect();
+    if luns.is_empty() {
+        luns.push(0);
+    }
+    let record = IscsiRecord {
+        paths: luns.into_iter().map(|lun| way(portal, &session.target, lun)).collect(),
+        wwid: None,
+        boot_id: String::new(),
+    };
+    let locks = TargetLocks::default();
+    let connector = Connector { paths, exec, iface: None, locks: &locks };
+    if !connector.is_ours(&record, &record.paths[0])? {
+        return Err(refused("it is not this driver's"));
+    }
+    connector.disconnect(&record).await
 }
 
 /// One lock a target: logins, logouts and scans of one target exclude each other.

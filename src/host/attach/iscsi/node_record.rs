@@ -88,6 +88,29 @@ impl NodeDb {
         Ok(owner)
     }
 
+    /// Targets and portals whose record is ours, of whatever boot.
+    pub fn ours(&self) -> Result<Vec<IscsiPath>, HostError> {
+        let mut found = Vec::new();
+        for target in list(&self.root.join("nodes"))? {
+            let Some(iqn) = target.file_name().and_then(|name| name.to_str()) else { continue };
+            if !target.is_dir() {
+                continue;
+            }
+            for file in list(&target)? {
+                let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let portal = name.split_once(',').and_then(|(address, port)| {
+                    Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+                });
+                let Some(portal) = portal else { continue };
+                let path = super::way(portal, iqn, 0);
+                if matches!(self.owner(&path)?, Owner::Us(_)) {
+                    found.push(path);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Writes the record in place of any other of this target and portal.
     pub fn write(
         &self,
@@ -351,6 +374,24 @@ mod tests {
         assert_eq!(owner_of("node.startup = manual\n"), Owner::Other { automatic: false });
         let twice = "node.startup = manual\nnode.startup = automatic\n";
         assert_eq!(owner_of(twice), Owner::Other { automatic: true }, "the last one counts");
+    }
+
+    #[test]
+    fn records_of_ours_are_listed_whatever_their_boot_and_no_others() {
+        let (dir, db) = db();
+        assert_eq!(db.ours().unwrap(), []);
+        let second = IscsiPath { portal: "[fd00::1]:3261".into(), ..path() };
+        db.write(&path(), None, None, "boot-1").unwrap();
+        db.write(&second, None, None, "boot-2").unwrap();
+        let nodes = dir.path().join("nodes");
+        let theirs = nodes.join("iqn.x:theirs");
+        fs::create_dir(&theirs).unwrap();
+        fs::write(theirs.join("10.0.0.9,3260"), "node.startup = manual\n").unwrap();
+        fs::write(nodes.join(path().iqn).join("README"), MARK).unwrap();
+        fs::write(nodes.join("README"), MARK).unwrap();
+        let mut found = db.ours().unwrap();
+        found.sort_by(|a, b| a.portal.cmp(&b.portal));
+        assert_eq!(found, [IscsiPath { lun: 0, ..path() }, IscsiPath { lun: 0, ..second }]);
     }
 
     #[test]
