@@ -871,6 +871,8 @@ async fn a_copy_in_another_namespace_is_a_holder_and_a_slave_copy_is_not() {
     let entry = mount_at(&disk, &fs, &MountOptions::default()).await;
     assert!(entry.shared.is_some());
     let holders = || process::mount_holders(&Paths::default(), entry.device, &entry.mount_point);
+    let device = disk.device();
+    let is_gone = || mount::is_gone_everywhere(&device.path, device.number);
 
     let slave = in_new_namespace("slave").await;
     assert_eq!(holders(), []);
@@ -887,9 +889,13 @@ async fn a_copy_in_another_namespace_is_a_holder_and_a_slave_copy_is_not() {
     let slave_mounts = fs::read(format!("/proc/{}/mountinfo", slave.pid())).unwrap();
     assert!(mountinfo::parse(&slave_mounts).iter().all(|other| other.device != entry.device));
     assert_eq!(holders().len(), 1);
+    assert!(!is_gone().await);
     assert!(entry.mount_point.exists());
     drop(private);
     assert_eq!(holders(), []);
+    assert!(is_gone().await);
+    let another = DeviceNumber { minor: device.number.minor + 1, ..device.number };
+    assert!(!mount::is_gone_everywhere(&device.path, another).await);
 }
 
 /// Unmounted even when the test fails.

@@ -38,6 +38,16 @@ impl Driver {
     ///
     /// `just_reserved`: this very operation made the reservation, so it is ours without a look.
     pub(super) async fn let_go(&self, id: Uuid, just_reserved: bool) -> Result<LetGo, DriverError> {
+        self.let_go_after(None, id, just_reserved).await
+    }
+
+    /// As [`Driver::let_go`], by whoever has just looked for holders.
+    pub(super) async fn let_go_after(
+        &self,
+        looked: Option<Vec<MountHolder>>,
+        id: Uuid,
+        just_reserved: bool,
+    ) -> Result<LetGo, DriverError> {
         let mut outcome = LetGo::default();
         let Some(entry) = self.journal.get(id)? else { return Ok(outcome) };
         if !entry.has_liabilities() {
@@ -50,11 +60,12 @@ impl Driver {
             && !matches!(observed.mount, MountState::None | MountState::Gone)
         {
             // Of a device that may hang nothing is written out before it must be.
-            outcome.held = match observed.mount {
-                MountState::Healthy => {
+            outcome.held = match (looked, observed.mount) {
+                (Some(looked), _) => looked,
+                (None, MountState::Healthy) => {
                     tokio::join!(self.holders(record), self.write_out(id, record, &mut outcome)).0
                 }
-                _ => self.holders(record).await,
+                (None, _) => self.holders(record).await,
             };
             if !outcome.held.is_empty() {
                 return Ok(outcome);
@@ -91,12 +102,12 @@ impl Driver {
                 mount::take_away(&self.host.exec, &self.host.paths, &record.at).await?;
             }
             (Step::LookForHolders, Some(record), ..) => {
-                // A namespace may have copied the mount since we looked.
-                outcome.held = if self.is_of_this_boot(entry) {
-                    self.holders(record).await
-                } else {
-                    Vec::new()
-                };
+                // A namespace may have copied the mount since we looked. The kernel knows at once that
+                // none has (of btrfs, whose mounts have a number of their own, it is not asked); who it
+                // is takes a look at every process.
+                let is_gone = !self.is_of_this_boot(entry)
+                    || mount::is_gone_everywhere(&record.device_path, record.device).await;
+                outcome.held = if is_gone { Vec::new() } else { self.holders(record).await };
                 if outcome.held.is_empty() {
                     // One that is missing, filled or mounted on is fine: it is no step of its own.
                     let what = || format!("rmdir {}", record.at.display());

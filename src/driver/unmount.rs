@@ -1,7 +1,9 @@
 //! Unmount: count down; the last one out lets go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::journal::Entry;
@@ -9,6 +11,10 @@ use super::{Driver, DriverError, VolumeName, references};
 use crate::docker::{Caller, Engine};
 use crate::error_chain::Chain;
 use crate::host::filesystem::mountinfo;
+use crate::host::process::MountHolder;
+
+/// So long a look for holders is worth something before the unmount. (After it the kernel is asked.)
+const FRESH: Duration = Duration::from_millis(200);
 
 impl Driver {
     pub(super) async fn unmount_volume(
@@ -25,7 +31,10 @@ impl Driver {
         let volume_id = entry.volume_id;
         // Counted down before anything is waited for: should we die, or give up waiting, Docker
         // does not ask again.
-        let counted_down = self.count_down(caller, volume_id, id).await?;
+        let begun = Instant::now();
+        let (counted_down, looked) =
+            tokio::join!(self.count_down(caller, volume_id, id), self.look_ahead(&entry));
+        let counted_down = counted_down?;
         let _guard = match self.volumes.lock_for(&volume_id, caller, name.as_str()).await {
             Ok(guard) => guard,
             Err(busy) => {
@@ -42,7 +51,16 @@ impl Driver {
         if entry.users() > 0 || !entry.has_liabilities() {
             return Ok(());
         }
-        self.let_go_of_unused(volume_id).await
+        self.let_go_of_unused(volume_id, looked.filter(|_| begun.elapsed() < FRESH)).await
+    }
+
+    /// Who else holds the volume, if this is its last reference here: all processes are looked at while
+    /// the journal is written.
+    async fn look_ahead(&self, entry: &Entry) -> Option<Vec<MountHolder>> {
+        match &entry.mount {
+            Some(record) if entry.users() == 1 => Some(self.holders(record).await),
+            _ => None,
+        }
     }
 
     /// No entry has the name. Then there is nothing to let go of, unless something is mounted there that
@@ -73,8 +91,12 @@ impl Driver {
 
     /// Lets go of a volume without references. Docker shows a failed Unmount to nobody and does
     /// not repeat it, so what could not be done now is done in the background.
-    async fn let_go_of_unused(&self, id: Uuid) -> Result<(), DriverError> {
-        let outcome = match self.let_go(id, false).await {
+    async fn let_go_of_unused(
+        &self,
+        id: Uuid,
+        looked: Option<Vec<MountHolder>>,
+    ) -> Result<(), DriverError> {
+        let outcome = match self.let_go_after(looked, id, false).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 let text = Chain(&error).to_string();

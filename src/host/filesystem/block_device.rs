@@ -212,6 +212,23 @@ impl BlockDevice {
     }
 }
 
+/// Whether nobody has the filesystem of this device mounted any more, in whatever namespace: the kernel
+/// gives a device to one holder, and a mount is one. `false` says nothing: somebody else may hold it, or
+/// it cannot be opened.
+pub fn is_free(path: &Path, number: DeviceNumber) -> bool {
+    let is_it = |found: std::fs::Metadata| {
+        found.file_type().is_block_device() && DeviceNumber::from_raw(found.rdev()) == number
+    };
+    // Before it is opened, and the node that was: it may have been replaced between.
+    std::fs::metadata(path).is_ok_and(is_it)
+        && OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_EXCL.bits())
+            .open(path)
+            .and_then(|device| device.metadata())
+            .is_ok_and(is_it)
+}
+
 /// Opens, and waits a little for a device that is busy. A process that is being started holds
 /// copies of all our descriptors until it executes its program, also of an exclusive one that we
 /// have just closed: what we use ourselves can look taken for a moment.

@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, mkdirat};
 
 use super::mountinfo::{self, DeviceNumber, MountEntry};
 use super::probe::{Contents, Filesystem, FsType, probe_node};
-use super::{blocking, mount_options};
+use super::{block_device, blocking, mount_options};
 use crate::effects::{self, Kind};
 use crate::host::attach::Device;
 use crate::host::exec::ExecError;
@@ -416,6 +416,14 @@ pub async fn take_away(
         unmount_one(exec, paths, at).await?;
     }
     Err(HostError::Busy { what: format!("{} is mounted over and over again", at.display()) })
+}
+
+/// Whether the kernel says that nobody has it mounted any more: [`block_device::is_free`].
+pub async fn is_gone_everywhere(device: &Path, number: DeviceNumber) -> bool {
+    let path = device.to_owned();
+    let look = move || Ok(block_device::is_free(&path, number));
+    let what = format!("asking for {} alone", device.display());
+    blocking(what, LOOK_LIMIT, look).await.unwrap_or(false)
 }
 
 /// Takes away the uppermost mount.
