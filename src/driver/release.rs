@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::journal::{AttachmentRecord, AttachmentStage, Entry, MountRecord, Unanswered};
 use super::plan::{Goal, MountState, Observed, Step, plan};
 use super::{Driver, DriverError};
-use crate::effects::{self, Kind};
 use crate::error_chain::Chain;
 use crate::host::attach::DeviceRecord;
 use crate::host::filesystem::mount;
@@ -109,10 +108,7 @@ impl Driver {
                     || mount::is_gone_everywhere(&record.device_path, record.device).await;
                 outcome.held = if is_gone { Vec::new() } else { self.holders(record).await };
                 if outcome.held.is_empty() {
-                    // One that is missing, filled or mounted on is fine: it is no step of its own.
-                    let what = || format!("rmdir {}", record.at.display());
-                    effects::run_blocking(Kind::File, what, || std::fs::remove_dir(&record.at))
-                        .ok();
+                    mount::remove_directory(&record.at);
                     let unmounted = |entry: &mut Entry| entry.mount = None;
                     match entry.device {
                         // Written when the device is gone, before Cinder is told: until then the

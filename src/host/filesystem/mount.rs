@@ -1,6 +1,7 @@
 //! Check, mount, verify, unmount.
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -498,10 +499,19 @@ async fn remove_if_unheld(paths: &Paths, device: DeviceNumber, at: &Path) {
     }
 }
 
-fn remove_directory(at: &Path) {
-    let what = || format!("rmdir {}", at.display());
-    if let Err(error) = effects::run_blocking(Kind::File, what, || std::fs::remove_dir(at)) {
+/// Removes the directory of a mount that is gone, if it is empty. One that is missing, filled or
+/// mounted on is fine; another failure, of the host's own disk, may be of the moment.
+pub fn remove_directory(at: &Path) {
+    const TRIES: u32 = 2;
+    for _ in 0..TRIES {
+        let what = || format!("rmdir {}", at.display());
+        let removed = effects::run_blocking(Kind::File, what, || std::fs::remove_dir(at));
+        let Err(error) = removed else { return };
         tracing::debug!(path = %at.display(), %error, "left the directory of a mount");
+        let is_meant = [ErrorKind::NotFound, ErrorKind::DirectoryNotEmpty, ErrorKind::ResourceBusy];
+        if is_meant.contains(&error.kind()) {
+            return;
+        }
     }
 }
 
