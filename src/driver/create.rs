@@ -16,6 +16,7 @@ use super::metadata::{self, FormatState};
 use super::options::{self, CreateOptions, Source};
 use super::pace::Pace;
 use super::prepare::not_restored;
+use super::release::age;
 use super::resolve::Lookup;
 use super::{Driver, DriverError, VolumeName};
 use crate::config::Profile;
@@ -396,8 +397,7 @@ impl Driver {
                         | VolumeStatus::ErrorDeleting
                 )
         };
-        let first = |a: &&Volume, b: &&Volume| (&a.created_at, a.id).cmp(&(&b.created_at, b.id));
-        named.iter().filter(is_rival).min_by(first)
+        named.iter().filter(is_rival).min_by(|a, b| in_order(a).cmp(&in_order(b)))
     }
 
     /// Withdraws a volume that we made if another of its name was there before: whoever made that one
@@ -589,13 +589,17 @@ impl Driver {
 
 /// Of two volumes of one name the later one gives way.
 fn is_later(ours: &Volume, rival: &Volume) -> bool {
-    (&ours.created_at, ours.id) > (&rival.created_at, rival.id)
+    in_order(ours) > in_order(rival)
 }
 
-/// Whether Cinder made it at most [`TWIN_LIMIT`] ago, by this host's clock.
+/// The order of volumes of one name, which every host sees alike.
+fn in_order(volume: &Volume) -> (&str, Uuid) {
+    (&volume.created_at, volume.id)
+}
+
+/// Whether Cinder made it less than [`TWIN_LIMIT`] ago.
 fn is_new(volume: &Volume) -> bool {
-    humantime::parse_rfc3339(&format!("{}Z", volume.created_at))
-        .is_ok_and(|made| made.elapsed().is_ok_and(|age| age < TWIN_LIMIT))
+    age(&volume.created_at).is_some_and(|age| age < TWIN_LIMIT)
 }
 
 fn fill(place: &mut Option<String>, default: &Option<String>) {

@@ -359,7 +359,11 @@ fn doubtful(id: Uuid, state: &str) -> DriverError {
 
 /// How long Cinder has not touched the volume's row; `None` when its time makes no sense.
 pub(super) fn unchanged_for(volume: &Volume) -> Option<Duration> {
-    let changed = volume.updated_at.as_deref().unwrap_or(&volume.created_at);
-    let changed = humantime::parse_rfc3339(&format!("{changed}Z")).ok()?;
-    SystemTime::now().duration_since(changed).ok()
+    age(volume.updated_at.as_deref().unwrap_or(&volume.created_at))
+}
+
+/// How long ago one of Cinder's times was (UTC, which it does not say), by this host's clock; `None`
+/// where that is behind.
+pub(super) fn age(time: &str) -> Option<Duration> {
+    SystemTime::now().duration_since(humantime::parse_rfc3339(&format!("{time}Z")).ok()?).ok()
 }
