@@ -5,6 +5,7 @@
 //! or let the old host's initiator log in again as soon as the volume is exported to the next one.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -207,18 +208,23 @@ impl Driver {
         let device = Arc::new(blocking("opening the device", ALONE, open).await?);
         read(&device, ALONE).await?;
 
-        // What is done here nobody else does: the attachment goes before the device.
+        // What is done here nobody else does: the attachment goes before the device. With reads under
+        // way, as a host is cut off whose containers work: some storage then fails to take the export
+        // back, and Cinder ignores that.
         let attachment = reservation.attachment_id.as_deref().unwrap_or_default();
-        self.cloud
-            .release(AttachFlow::Attachments, volume.id, attachment, &Value::Null)
-            .await
-            .map_err(|error| {
-                DriverError::Refused(format!(
-                    "Cinder did not take the volume from a host that has its device open, so the \
-                     storage does not do for failover: {}",
-                    Chain(&error)
-                ))
-            })?;
+        let released =
+            self.cloud.release(AttachFlow::Attachments, volume.id, attachment, &Value::Null);
+        let released = tokio::select! {
+            released = released => released,
+            never = read_on(&device) => match never {},
+        };
+        released.map_err(|error| {
+            DriverError::Refused(format!(
+                "Cinder did not take the volume from a host that has its device open, so the storage \
+                 does not do for failover: {}",
+                Chain(&error)
+            ))
+        })?;
         self.journal.update_regardless(volume.id, |entry| entry.attachment = None).await?;
         if answers_within(&device, ALONE).await {
             return Ok(Err(StillAnswers("when its attachment was deleted")));
@@ -247,6 +253,16 @@ impl Driver {
 async fn read(device: &Arc<BlockDevice>, limit: Duration) -> Result<(), HostError> {
     let device = Arc::clone(device);
     blocking("reading the device", limit, move || device.read(0, BLOCK).map(drop)).await
+}
+
+/// Reads until it is dropped, whatever comes of it.
+async fn read_on(device: &Arc<BlockDevice>) -> Infallible {
+    loop {
+        // A device that fails at once is not asked without end.
+        if read(device, ALONE).await.is_err() {
+            sleep(PAUSE).await;
+        }
+    }
 }
 
 /// Whether any read succeeds that begins within this time.

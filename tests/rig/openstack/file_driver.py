@@ -189,8 +189,15 @@ class FileDriver(driver.VolumeDriver):
 @interface.volumedriver
 class RevokingDriver(FileDriver):
     def remove_export(self, context, volume):
-        super().remove_export(context, volume)
+        # The secret first: Cinder ignores a failure of what follows. And tgtd does not delete a
+        # target in which a command is still under way.
         self.db.volume_update(context, volume['id'], {'provider_auth': None})
+        for _ in range(20):
+            try:
+                return super().remove_export(context, volume)
+            except exception.ISCSITargetRemoveFailed:
+                time.sleep(0.5)
+        raise exception.ISCSITargetRemoveFailed(volume_id=volume['id'])
 
 
 def tgtadm(mode, op, *arguments):
