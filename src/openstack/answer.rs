@@ -28,7 +28,8 @@ pub(super) struct Answer {
     /// By how many seconds the service's clock was ahead of ours when it answered (its Date, whole
     /// seconds).
     pub(super) clock_ahead: Option<i64>,
-    body: Vec<u8>,
+    /// Empty when it went elsewhere.
+    pub(super) body: Vec<u8>,
 }
 
 impl Answer {
@@ -65,13 +66,13 @@ impl Answer {
     }
 }
 
-/// Sorts a complete answer into success or error.
+/// Sorts an answer into success, whose body is elsewhere, or error.
 pub(super) fn judge(
     call: &Call,
     url: &Url,
     status: u16,
     headers: &HeaderMap,
-    body: Vec<u8>,
+    refusal: &[u8],
 ) -> Result<Answer, CloudError> {
     if call.accept.contains(&status) {
         return Ok(Answer {
@@ -79,13 +80,13 @@ pub(super) fn judge(
             request_id: request_id(headers),
             subject_token: header(headers, "x-subject-token").map(SecretString::from),
             clock_ahead: header(headers, "date").and_then(|date| clock_ahead(&date)),
-            body,
+            body: Vec::new(),
         });
     }
     match status {
         200..300 => Err(not_understood(call, status, headers, "it is an answer to something else")),
         300..400 => Err(redirected(call, url, status, headers)),
-        _ => Err(refused(call, status, headers, &body)),
+        _ => Err(refused(call, status, headers, refusal)),
     }
 }
 

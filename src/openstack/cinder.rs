@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::answer::{Answer, one_line};
 use super::http::{Call, Http, Microversion, Patience, Repeat, Service};
 use super::model::{Picked, RawVolume, text};
+use super::page::Page;
 use super::session::Sessions;
 use super::{Backup, CloudError, CloudErrorKind, CreateVolume, Snapshot, Volume, VolumePage, tls};
 use crate::config::CloudSettings;
@@ -128,7 +129,7 @@ impl Cloud {
 
     /// One page of all volumes of the project, of which only a `T` each is kept. `next` is `None` at
     /// first, then what the page before said.
-    pub async fn list_page<T: From<Volume>>(
+    pub async fn list_page<T: From<Volume> + Send>(
         &self,
         next: Option<&str>,
     ) -> Result<VolumePage<T>, CloudError> {
@@ -136,16 +137,21 @@ impl Cloud {
         self.volume_page("list the volumes", query).await
     }
 
-    async fn volume_page<T: From<Volume>>(
+    async fn volume_page<T: From<Volume> + Send>(
         &self,
         what: &str,
         query: String,
     ) -> Result<VolumePage<T>, CloudError> {
         let call = Call::list(Service::BlockStorage, what, "/volumes/detail", Some(query));
-        let page: RawVolumePage<T> = self.send(&call).await?.json(&call)?;
+        let mut page = Page::<Picked<T>>::of("volumes");
+        let answer = self.inner.sessions.send_into(&call, &mut page).await?;
+        let (rows, rest) = page.end().map_err(|at| {
+            let reason = format!("its answer is not the expected JSON (byte {at})");
+            answer.unexpected(&call, &reason)
+        })?;
         Ok(VolumePage {
-            volumes: page.volumes.into_iter().filter_map(|picked| picked.0).collect(),
-            next: next_query(&page.volumes_links),
+            volumes: rows.into_iter().filter_map(|picked| picked.0).collect(),
+            next: rest.get("volumes_links").and_then(next_query),
         })
     }
 
@@ -516,14 +522,6 @@ impl Cloud {
 #[derive(Deserialize)]
 pub(super) struct OneVolume {
     pub(super) volume: RawVolume,
-}
-
-#[derive(Deserialize)]
-#[serde(bound = "T: From<Volume>")]
-pub(super) struct RawVolumePage<T> {
-    pub(super) volumes: Vec<Picked<T>>,
-    #[serde(default)]
-    pub(super) volumes_links: Value,
 }
 
 /// Watches that a list comes to its end.

@@ -16,6 +16,7 @@ use crate::effects::{self, Kind};
 use crate::metrics;
 
 use super::answer::{self, Answer};
+use super::page::Sink;
 use super::tls::Clients;
 use super::{CloudError, CloudErrorKind};
 
@@ -239,11 +240,24 @@ impl Http {
         call: &Call,
         token: Option<&SecretString>,
     ) -> Result<Answer, CloudError> {
+        let mut body = Vec::new();
+        let answer = self.send_into(endpoint, call, token, &mut body).await?;
+        Ok(Answer { body, ..answer })
+    }
+
+    /// The same; the body of a success goes into the sink, not into the answer.
+    pub(super) async fn send_into(
+        &self,
+        endpoint: &Url,
+        call: &Call,
+        token: Option<&SecretString>,
+        sink: &mut dyn Sink,
+    ) -> Result<Answer, CloudError> {
         let url = target(endpoint, call);
         let started = Instant::now();
         let mut tries = 1;
         loop {
-            let error = match self.try_once(&url, call, token).await {
+            let error = match self.try_once(&url, call, token, sink).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -261,6 +275,7 @@ impl Http {
         url: &Url,
         call: &Call,
         token: Option<&SecretString>,
+        sink: &mut dyn Sink,
     ) -> Result<Answer, CloudError> {
         let started = Instant::now();
         let limit = match call.repeat {
@@ -270,7 +285,7 @@ impl Http {
         let exchange = effects::run(
             Kind::Cloud,
             || format!("{} {}", call.method, call.what),
-            self.exchange(url, call, token),
+            self.exchange(url, call, token, sink),
         );
         let result = match tokio::time::timeout(limit, exchange).await {
             Ok(result) => result,
@@ -304,6 +319,7 @@ impl Http {
         url: &Url,
         call: &Call,
         token: Option<&SecretString>,
+        sink: &mut dyn Sink,
     ) -> Result<Answer, CloudError> {
         let client = self.clients.of(url.scheme()).await.map_err(CloudError::before_sending)?;
         let mut request = client.request(call.method.clone(), url.clone());
@@ -328,22 +344,31 @@ impl Http {
         let status = response.status().as_u16();
         let headers = std::mem::take(response.headers_mut());
         let announced = response.content_length().and_then(|length| length.try_into().ok());
-        let mut body = Vec::with_capacity(announced.filter(|n| *n <= call.limit).unwrap_or(0));
+        let mut refusal = Vec::new();
+        let sink = if call.accept.contains(&status) { sink } else { &mut refusal };
+        sink.begin(announced.filter(|length| *length <= call.limit).unwrap_or(0));
+        let mut length = 0;
         loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() <= call.limit => body.extend(chunk),
-                Ok(Some(_)) => {
-                    let reason = format!("its answer is larger than {} bytes", call.limit);
-                    return Err(answer::not_understood(call, status, &headers, &reason));
-                }
+            let chunk = match response.chunk().await {
+                Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
                 Err(_) => {
                     let reason = "its answer broke off";
                     return Err(answer::not_understood(call, status, &headers, reason));
                 }
+            };
+            length += chunk.len();
+            if length > call.limit {
+                let reason = format!("its answer is larger than {} bytes", call.limit);
+                return Err(answer::not_understood(call, status, &headers, &reason));
             }
+            sink.take(&chunk);
         }
-        answer::judge(call, url, status, &headers, body)
+        // Lets the connection go back to the pool, so that the next call takes it again: the buffer of
+        // another one would grow beside its.
+        drop(response);
+        tokio::task::yield_now().await;
+        answer::judge(call, url, status, &headers, &refusal)
     }
 }
 

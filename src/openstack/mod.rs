@@ -13,6 +13,7 @@ pub(crate) mod fuzzing;
 pub mod http;
 pub mod keystone;
 pub mod model;
+mod page;
 mod session;
 #[cfg(test)]
 mod tests;

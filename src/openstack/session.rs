@@ -15,6 +15,7 @@ use super::endpoint::{
 use super::http::{Call, Http, Microversion, Service};
 use super::keystone::{Keystone, Token};
 use super::model::is_plain;
+use super::page::Sink;
 use super::{CloudError, CloudErrorKind};
 use crate::config::CloudSettings;
 use crate::shown::shown;
@@ -65,12 +66,23 @@ impl Sessions {
 
     /// Sends a call to its service.
     pub(super) async fn send(self: &Arc<Self>, call: &Call) -> Result<Answer, CloudError> {
-        self.send_to(call, |session| match call.service {
+        let mut body = Vec::new();
+        let answer = self.send_into(call, &mut body).await?;
+        Ok(Answer { body, ..answer })
+    }
+
+    /// The same; the body of a success goes into the sink, not into the answer.
+    pub(super) async fn send_into(
+        self: &Arc<Self>,
+        call: &Call,
+        sink: &mut dyn Sink,
+    ) -> Result<Answer, CloudError> {
+        let endpoint = |session: &Session| match call.service {
             Service::BlockStorage => Ok(session.block_storage.url.clone()),
             Service::Identity => Ok(session.token.identity_url.clone()),
             Service::Image => self.image_endpoint(session),
-        })
-        .await
+        };
+        self.send_to(call, endpoint, sink).await
     }
 
     /// Sends a call with the shared token, and once more with a new token after a 401: those come
@@ -79,16 +91,18 @@ impl Sessions {
         self: &Arc<Self>,
         call: &Call,
         endpoint: impl Fn(&Session) -> Result<Url, CloudError>,
+        sink: &mut dyn Sink,
     ) -> Result<Answer, CloudError> {
         let session = self.session().await?;
         let token = &session.token.secret;
-        match self.http.send(&endpoint(&session)?, call, Some(token)).await {
+        match self.http.send_into(&endpoint(&session)?, call, Some(token), sink).await {
             Err(error) if error.kind == CloudErrorKind::Unauthenticated => {
                 tracing::debug!(%error, "the token is not accepted any more");
                 self.forget(&session);
                 let session = self.session().await?;
                 let token = &session.token.secret;
-                let again = self.http.send(&endpoint(&session)?, call, Some(token)).await;
+                let endpoint = endpoint(&session)?;
+                let again = self.http.send_into(&endpoint, call, Some(token), sink).await;
                 again.map_err(after_second_refusal)
             }
             result => result,
@@ -209,9 +223,10 @@ impl Sessions {
             // some proxies forward only the root of all.
             for place in 0..2 {
                 let root = |session: &Session| Ok(session.block_storage.roots()[place].clone());
-                match self.send_to(&call, root).await {
-                    Ok(answer) => {
-                        let document: Value = answer.json(&call).unwrap_or_default();
+                let mut document = Vec::new();
+                match self.send_to(&call, root, &mut document).await {
+                    Ok(_) => {
+                        let document: Value = serde_json::from_slice(&document).unwrap_or_default();
                         if let (_, Some(highest)) = block_storage_versions(&document) {
                             return Ok(Some(highest));
                         }

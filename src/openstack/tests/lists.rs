@@ -1,5 +1,8 @@
 //! Look-ups by name: paged to the end, compared exactly.
 
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
 use serde_json::json;
 use uuid::Uuid;
 
@@ -56,6 +59,44 @@ async fn pages_without_end_are_an_error() {
     let error = cloud(&toy).volumes_named("db").await.unwrap_err();
     assert!(error.message.contains("no end"), "{error}");
     assert_eq!(toy.calls().len(), 2);
+}
+
+/// Each connection's buffer grows with a page: the others stay small.
+#[tokio::test]
+async fn all_pages_come_over_one_connection() {
+    let toy = Toy::start(|request| {
+        request.path.contains("detail").then_some(())?;
+        let marker = request.path.split("marker=").nth(1).map_or(0, |text| text.parse().unwrap());
+        let href = format!("/volumes/detail?marker={}", marker + 1);
+        let link = if marker < 9 { json!([{"rel": "next", "href": href}]) } else { json!([]) };
+        let volumes = vec![toy::volume(ID, "db", "available"); 1000];
+        Some(Reply::Json(200, json!({"volumes": volumes, "volumes_links": link})))
+    })
+    .await;
+    let cloud = cloud(&toy);
+    cloud.volume(id()).await.unwrap_err();
+    futures_util::future::join_all((0..4).map(|n| cloud.volume(Uuid::from_u128(n)))).await;
+    let peers = |requests: &[toy::Request]| -> HashSet<SocketAddr> {
+        requests.iter().map(|request| request.peer).collect()
+    };
+    let before = toy.requests().len();
+    assert!(peers(&toy.requests()).len() > 1, "one connection proves nothing");
+
+    // A task, as in the daemon.
+    let list = async move {
+        let mut next = None;
+        loop {
+            let page = cloud.list_page::<Volume>(next.as_deref()).await.unwrap();
+            assert_eq!(page.volumes.len(), 1000);
+            next = page.next;
+            if next.is_none() {
+                return;
+            }
+        }
+    };
+    tokio::spawn(list).await.unwrap();
+    let pages = &toy.requests()[before..];
+    assert_eq!((pages.len(), peers(pages).len()), (10, 1));
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! A cloud of a few lines for tests of the client: a real listener whose Keystone hands out
 //! tokens and whose other answers the test scripts, broken ones too.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub(super) struct Request {
     pub(super) path: String,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Value,
+    /// The client's end of the connection.
+    pub(super) peer: SocketAddr,
 }
 
 impl Request {
@@ -194,7 +197,8 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> Option<Request> {
         let Some((name, value)) = line.trim_end().split_once(": ") else { break };
         headers.push((name.to_ascii_lowercase(), value.to_owned()));
     }
-    let mut request = Request { method, path, headers, body: Value::Null };
+    let peer = stream.get_ref().peer_addr().ok()?;
+    let mut request = Request { method, path, headers, body: Value::Null, peer };
     let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
