@@ -229,7 +229,10 @@ async fn option_backup_makes_the_volume_from_it_on_new_clouds_and_old() {
             let found = cloud.volume(&name).await;
             assert_eq!(found["size"], if name.starts_with('a') { 1 } else { 2 });
             let metadata = &found["metadata"];
-            assert_eq!(metadata["docker.backup"], *id);
+            assert_eq!(
+                (&metadata["docker.backup"], &metadata["src_backup_id"]),
+                (&json!(id), &json!(id))
+            );
             assert_ne!(metadata["docker.nonce"], nonce, "of its own, though Cinder restores those");
             assert!(metadata["docker.format"].as_str().unwrap().starts_with("formatted:"));
             if name.starts_with('a') {

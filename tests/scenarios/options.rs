@@ -23,12 +23,17 @@ async fn option(node: &Node, name: &str, option: &str) -> String {
 
 /// A snapshot of a volume, as others take it; its id.
 async fn snapshot(project: &Project, volume: &str, name: &str) -> String {
-    let body = json!({ "snapshot": { "volume_id": volume, "name": name } });
-    let made = project.cinder("POST", "/snapshots", body).await;
-    let id = made["snapshot"]["id"].as_str().unwrap().to_owned();
-    until(60, "a snapshot", || async {
-        let found = project.cinder("GET", &format!("/snapshots/{id}"), Value::Null).await;
-        let is_there = found["snapshot"]["status"] == "available";
+    copy(project, "snapshot", volume, name).await
+}
+
+/// A snapshot or a backup of a volume; its id, once it is there.
+async fn copy(project: &Project, kind: &str, volume: &str, name: &str) -> String {
+    let body = json!({ kind: { "volume_id": volume, "name": name } });
+    let made = project.cinder("POST", &format!("/{kind}s"), body).await;
+    let id = made[kind]["id"].as_str().unwrap().to_owned();
+    until(120, kind, || async {
+        let found = project.cinder("GET", &format!("/{kind}s/{id}"), Value::Null).await;
+        let is_there = found[kind]["status"] == "available";
         if is_there { Ok(()) } else { Err(found.to_string()) }
     })
     .await;
@@ -166,4 +171,61 @@ async fn a_real_cinder_takes_every_option() {
     project.assert_clean().await;
     let left: Vec<_> = project.volumes().await.iter().map(|v| v["name"].clone()).collect();
     assert_eq!(left, ["adopted"], "made elsewhere, so it stays");
+}
+
+/// Cinder's backup service restores: the data and the metadata of the volume that was backed up. The
+/// new volume has the first, and is no twin of the old one for the second.
+#[tokio::test]
+async fn a_volume_made_from_a_backup_is_one_of_its_own() {
+    if !is_asked_for() {
+        return;
+    }
+    let project = Project::create().await;
+    let one = Node::with_driver("one", DEBIAN_13, &project, json!({})).await;
+    let write = |name: &str, text: &str| {
+        format!("{RUN} {name}:/data ubuntu sh -c 'echo {text} >/data/x && sync'")
+    };
+
+    create(
+        &one,
+        &["size=1", "fs=xfs", "metadata=team=web", "uid=999", "mount_opts=noatime"],
+        "origin",
+    )
+    .await;
+    one.sh(&write("origin", "monday")).await;
+    project.until("origin", "available").await;
+    let origin = project.id("origin").await;
+    let weekly = copy(&project, "backup", &origin, "weekly").await;
+    one.sh(&write("origin", "tuesday")).await;
+
+    create(&one, &["backup=weekly", "metadata=team=shop"], "restored").await;
+    create(&one, &[&format!("backup={weekly}"), "size=2"], "larger").await;
+    for name in ["restored", "larger"] {
+        assert_eq!(read(&one, name).await, "monday", "{name}");
+        assert_eq!(option(&one, name, "backup").await, weekly, "{name}");
+        assert_ne!(project.id(name).await, origin);
+    }
+    let metadata = option(&one, "restored", "metadata").await;
+    assert_eq!(metadata, format!("src_backup_id={weekly},team=shop"), "the first is Cinder's");
+    let df = format!("{RUN} larger:/data ubuntu df -k /data | awk 'END {{ print $(NF-4) }}'");
+    let size: u64 = one.sh(&df).await.parse().unwrap();
+    assert!(size > 3 << 19, "the filesystem has {size} KiB of 2 GiB");
+
+    // Each goes its own way.
+    one.sh(&write("restored", "wednesday")).await;
+    let both = format!(
+        "{RUN} restored:/a -v origin:/b ubuntu sh -c 'cat /a/x /b/x; touch /b/y && stat -c %u /b'"
+    );
+    assert_eq!(one.sh(&both).await, "wednesday\ntuesday\n999");
+    let again = copy(&project, "backup", &origin, "weekly").await;
+    let told = one.fails("docker volume create -d cinder -o backup=weekly third").await;
+    assert!(told.contains(&weekly) && told.contains(&again), "{told}");
+
+    one.sh("docker volume rm origin restored larger").await;
+    for id in [weekly, again] {
+        project.cinder("DELETE", &format!("/backups/{id}"), Value::Null).await;
+    }
+    one.assert_clean().await;
+    project.assert_clean().await;
+    assert_eq!(project.volumes().await, Vec::<Value>::new());
 }

@@ -158,12 +158,15 @@ pub(super) fn finish_restore(cloud: &Arc<Cloud>, id: Uuid, volume: Uuid, millise
         task.store.change(|state| {
             let Some(backup) = state.backups.get_mut(&id) else { return };
             backup.set_status("available");
-            let metadata = backup.metadata.clone();
+            let (metadata, origin) = (backup.metadata.clone(), backup.volume_id);
             let Some(volume) = state.volumes.get_mut(&volume) else { return };
             match restored {
                 Ok(()) => {
                     if !metadata.is_empty() {
                         volume.metadata = metadata;
+                    }
+                    if volume.id != origin {
+                        volume.metadata.insert("src_backup_id".to_owned(), id.to_string());
                     }
                     volume.set_status("available");
                 }

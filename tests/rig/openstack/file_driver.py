@@ -135,10 +135,16 @@ class FileDriver(driver.VolumeDriver):
                                  self.configuration.volume_dd_blocksize, size=volume['size'])
         self._grow(path, volume['size'])
 
-    # Exports.
+    # Exports. cinder-backup is on this machine, which is no initiator: it opens the files.
+
+    @staticmethod
+    def _is_backup(connector):
+        return connector['ip'] == cfg.CONF.my_ip
 
     def create_export(self, context, volume, connector):
         self._hook('export')
+        if self._is_backup(connector):
+            return None
         info = self.target_driver.create_export(context, volume, self._path(volume))
         return {'provider_location': info['location'], 'provider_auth': info['auth']}
 
@@ -152,14 +158,18 @@ class FileDriver(driver.VolumeDriver):
         self.target_driver.extend_target(volume)
 
     def validate_connector(self, connector):
-        return self.target_driver.validate_connector(connector)
+        return self._is_backup(connector) or self.target_driver.validate_connector(connector)
 
     def initialize_connection(self, volume, connector):
         self._hook('connect')
+        if self._is_backup(connector):
+            return {'driver_volume_type': 'local', 'data': {'device_path': self._path(volume)}}
         return self.target_driver.initialize_connection(volume, connector)
 
     def terminate_connection(self, volume, connector, **kwargs):
         self._hook('terminate')
+        # A restore writes the file anew, as far as the backup goes.
+        self._grow(self._path(volume), volume['size'])
         return len(volume.volume_attachment) > 1
 
     def get_volume_stats(self, refresh=False):

@@ -1,4 +1,4 @@
-"""cinder-api, cinder-scheduler and cinder-volume in one process: services.py --config-file FILE
+"""cinder-api, -scheduler, -volume and -backup in one process: services.py --config-file FILE
 
 They are the stock services, started as green threads of one process, so that the in-process
 message bus (transport_url = fake://) suffices: no RabbitMQ, and one import of Cinder instead of
@@ -27,6 +27,7 @@ from cinder import rpc  # noqa: E402
 from cinder import service  # noqa: E402
 from cinder import version  # noqa: E402
 import os_brick  # noqa: E402
+import os_brick.privileged  # noqa: E402
 
 CONF = cfg.CONF
 CONF.register_opt(cfg.StrOpt('cluster', default=None))
@@ -39,6 +40,7 @@ def main():
     logging.setup(CONF, 'cinder')
     # This process is root's already: what needs root runs here, not in a helper.
     cinder.privsep.sys_admin_pctxt.set_client_mode(False)
+    os_brick.privileged.default.set_client_mode(False)
     os_brick.setup(CONF)
     coordination.COORDINATOR.start()
     rpc.init(CONF)
@@ -48,6 +50,9 @@ def main():
         servers.append(service.Service.create(
             host='%s@%s' % (CONF.host, backend), service_name=backend,
             binary='cinder-volume', coordination=True))
+    servers.append(service.Service.create(
+        binary='cinder-backup', service_name='backup', coordination=True, process_number=1,
+        semaphore=eventlet.semaphore.Semaphore(1)))
     servers.append(service.WSGIService('osapi_volume'))
     waiting = set(servers)
     for server in servers:
