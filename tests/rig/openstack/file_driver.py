@@ -139,7 +139,7 @@ class FileDriver(driver.VolumeDriver):
 
     @staticmethod
     def _is_backup(connector):
-        return connector['ip'] == cfg.CONF.my_ip
+        return bool(connector) and connector.get('ip') == cfg.CONF.my_ip
 
     def create_export(self, context, volume, connector):
         self._hook('export')
@@ -168,8 +168,9 @@ class FileDriver(driver.VolumeDriver):
 
     def terminate_connection(self, volume, connector, **kwargs):
         self._hook('terminate')
-        # A restore writes the file anew, as far as the backup goes.
-        self._grow(self._path(volume), volume['size'])
+        if self._is_backup(connector):
+            # A restore writes the file anew, as far as the backup goes.
+            self._grow(self._path(volume), volume['size'])
         return len(volume.volume_attachment) > 1
 
     def get_volume_stats(self, refresh=False):
