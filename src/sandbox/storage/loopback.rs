@@ -121,8 +121,11 @@ pub(super) fn backing_file(device: &Path) -> io::Result<Option<PathBuf>> {
     match std::fs::read_to_string(attribute) {
         Ok(text) => Ok(Some(PathBuf::from(text.trim_end_matches('\n')))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => Ok(None),
-        Err(error) => Err(error),
+        // Detached between two looks, or between opening the attribute (kernfs) and reading it.
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENXIO | Errno::ENODEV) => Ok(None),
+            _ => Err(error),
+        },
     }
 }
 
@@ -170,4 +173,28 @@ fn set_capacity(device: RawFd) -> nix::Result<()> {
     #[expect(unsafe_code, reason = "nix has no safe wrapper for this ioctl")]
     // SAFETY: takes no argument.
     unsafe { ioctl::loop_set_capacity(device) }.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As beside other clouds on one host.
+    #[test]
+    fn devices_that_come_and_go_do_not_disturb_a_look_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("volume");
+        File::create(&file).unwrap().set_len(1 << 20).unwrap();
+        std::thread::scope(|scope| {
+            let others = scope.spawn(|| {
+                for _ in 0..2000 {
+                    let device = attach(&file, false).unwrap();
+                    detach(&device, &file).unwrap();
+                }
+            });
+            while !others.is_finished() {
+                all().unwrap();
+            }
+        });
+    }
 }
