@@ -1,7 +1,7 @@
 //! Reads a page of a list while it arrives, so that no page lies in memory as a whole: a thousand
 //! volumes are about a megabyte, of which a List keeps the names.
 
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use serde_json::{Deserializer, Map, Value};
 
 /// What takes a body piece by piece.
@@ -115,7 +115,7 @@ impl<T: DeserializeOwned> Page<T> {
         if self.next == Next::Wrong {
             return;
         }
-        let buffer = std::mem::take(&mut self.buffer);
+        let mut buffer = std::mem::take(&mut self.buffer);
         let mut at = 0;
         let stop = loop {
             let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
@@ -129,7 +129,8 @@ impl<T: DeserializeOwned> Page<T> {
             self.next = Next::Wrong;
         }
         self.consumed += at;
-        self.buffer.extend_from_slice(&buffer[at..]);
+        buffer.drain(..at);
+        self.buffer = buffer;
         self.wanted = 2 * self.buffer.len();
     }
 
@@ -187,17 +188,14 @@ impl<T: DeserializeOwned> Page<T> {
 
 /// The value at the beginning of these bytes, and its length.
 fn value<V: DeserializeOwned>(bytes: &[u8], all: bool) -> Result<(V, usize), Stop> {
-    // A number, for one, may go on in the next bytes.
-    let has_an_end = matches!(bytes.first(), Some(b'{' | b'[' | b'"'));
-    if !has_an_end && !all {
-        let mut values = Deserializer::from_slice(bytes).into_iter::<IgnoredAny>();
-        if matches!(values.next(), Some(Ok(_))) && values.byte_offset() == bytes.len() {
-            return Err(Stop::Short);
-        }
-    }
     let mut values = Deserializer::from_slice(bytes).into_iter::<V>();
-    match values.next() {
-        Some(Ok(value)) => Ok((value, values.byte_offset())),
+    let read = values.next();
+    let length = values.byte_offset();
+    // A number, for one, may go on in the next bytes.
+    let has_an_end = matches!(bytes.first(), Some(b'{' | b'[' | b'"')) || length < bytes.len();
+    match read {
+        Some(Ok(_)) if !has_an_end && !all => Err(Stop::Short),
+        Some(Ok(value)) => Ok((value, length)),
         Some(Err(error)) if error.is_eof() && !all => Err(Stop::Short),
         _ => Err(Stop::Wrong),
     }
