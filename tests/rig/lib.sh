@@ -133,9 +133,22 @@ await_ssh() { # await_ssh NODE SECONDS
     until timeout 60 bash -c "$(declare -f ssh_options on); DIR='$DIR' NODES='$NODES' on '$1' true" \
         </dev/null >/dev/null 2>&1; do
         alive "$1" || die "node $1 stopped: see $NODES/$1/console.log"
-        [ $SECONDS -lt $end ] || die "node $1 does not answer"
+        [ $SECONDS -lt $end ] || not_answering "$1"
         sleep 0.2
     done
+}
+# What a node that should answer and does not has to say: it is thrown away soon. Root is logged in
+# on its console.
+not_answering() { # not_answering NODE
+    {
+        echo "--- the console of $1 ---"
+        tail -c 3000 "$NODES/$1/console.log"
+        echo "--- what it says of itself ---"
+        printf '\n%s\n' 'ip -br addr; systemctl --no-pager --failed; systemctl --no-pager list-jobs' |
+            timeout 60 socat -t 30 - "UNIX-CONNECT:$NODES/$1/console.sock"
+        echo "---"
+    } >&2 || true
+    die "node $1 does not answer"
 }
 DOCKER_ANSWERS='curl -sf --unix-socket /run/docker.sock http://d/_ping >/dev/null'
 await_boot() { # await_boot NODE SECONDS
