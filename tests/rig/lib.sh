@@ -144,8 +144,9 @@ not_answering() { # not_answering NODE
         echo "--- the console of $1 ---"
         tail -c 3000 "$NODES/$1/console.log"
         echo "--- what it says of itself ---"
-        printf '\n%s\n' 'ip -br addr; systemctl --no-pager --failed; systemctl --no-pager list-jobs' |
-            timeout 60 socat -t 30 - "UNIX-CONNECT:$NODES/$1/console.sock"
+        # It hangs up when it is asked no more.
+        { printf '\n%s\n' 'ip -br addr; systemctl --no-pager --failed; systemctl --no-pager list-jobs' &&
+            sleep 20; } | socat - "UNIX-CONNECT:$NODES/$1/console.sock"
         echo "---"
     } >&2 || true
     die "node $1 does not answer"
