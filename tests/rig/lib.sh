@@ -65,7 +65,7 @@ start() {
     fi
     local kernel=(console=ttyS0 quiet loglevel=4 net.ifnames=0 audit=0 apparmor=0 mitigations=off
         tsc=reliable no_timer_check nowatchdog random.trust_cpu=on cryptomgr.notests 8250.nr_uarts=1
-        systemd.show_status=0 systemd.default_timeout_start_sec=300
+        systemd.show_status=0
         "node.name=$name" "node.machine=$(machine_id_of "$name")" "node.initiator=$(initiator_of "$name")")
     "$QEMU/usr/lib64/ld-linux-x86-64.so.2" --library-path "$QEMU/usr/lib/x86_64-linux-gnu" \
         "$QEMU/usr/bin/qemu-system-x86_64" -L "$QEMU/usr/share/qemu" -L "$QEMU/usr/share/seabios" \
