@@ -8,17 +8,16 @@ mod support;
 
 use std::fs;
 
-use cinder_docker_driver::effects::FAULTS_VARIABLE;
 use cinder_docker_driver::sandbox::faults::{Action, Rule};
 use serde_json::{Value, json};
+use support::gate::{self, Gate};
 use support::{Cloud, Node, ask};
-use tempfile::TempDir;
 
 /// A host whose effects are counted.
 struct Counted {
     cloud: Cloud,
     node: Node,
-    effects: TempDir,
+    gate: Gate,
 }
 
 /// What one operation cost.
@@ -36,11 +35,10 @@ struct Cost {
 impl Counted {
     async fn start(more: Value) -> Self {
         let cloud = Cloud::start().await;
-        let effects = tempfile::tempdir().unwrap();
         let mut node = Node::prepare(cloud.sandbox.config(), more);
-        node.set_variable(FAULTS_VARIABLE, effects.path());
+        let gate = Gate::of(&mut node);
         node.run().await;
-        let counted = Self { cloud, node, effects };
+        let counted = Self { cloud, node, gate };
         // What is asked once, and a connection to begin with.
         counted.node.create("first", json!({})).await.unwrap();
         counted.node.mount("first", "c").await.unwrap();
@@ -50,20 +48,13 @@ impl Counted {
 
     /// Counts what one call costs, and what it does right after its answer.
     async fn cost(&self, call: &str, body: Value) -> Cost {
-        let file = |name: &str| self.effects.path().join(name);
-        fs::remove_file(file("log")).ok();
         self.cloud.forget_calls();
         let connections = self.cloud.sandbox.faults().connections();
-        fs::write(file("plan"), format!("none 0 {}", uuid::Uuid::new_v4())).unwrap();
+        self.gate.watch();
         self.node.call(call, body).await.unwrap();
         self.until_told().await;
-        fs::remove_file(file("plan")).unwrap();
-        let log = fs::read_to_string(file("log")).unwrap_or_default();
-        let begun: Vec<_> = log
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .filter_map(|(_, what)| what.split_once(' '))
-            .collect();
+        let log = self.gate.end();
+        let begun: Vec<_> = gate::begun(&log).filter_map(|what| what.split_once(' ')).collect();
         let of = |kind: &str| {
             let found = begun.iter().filter(|(found, _)| *found == kind);
             found.map(|(_, what)| (*what).to_owned()).collect::<Vec<_>>()

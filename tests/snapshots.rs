@@ -9,10 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cinder_docker_driver::effects::FAULTS_VARIABLE;
 use cinder_docker_driver::sandbox::Behaviour;
 use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
 use serde_json::{Value, json};
+use support::gate::Gate;
 use support::{Cloud, Node, sh};
 
 /// What a command printed, if it went well, or what it said on standard error.
@@ -309,9 +309,8 @@ async fn a_daemon_that_is_killed_for_good_leaves_no_filesystem_frozen() {
 #[tokio::test]
 async fn wherever_a_daemon_is_killed_for_good_all_that_writes_goes_on() {
     let cloud = Cloud::start().await;
-    let faults = tempfile::tempdir().unwrap();
     let mut node = Node::prepare(cloud.sandbox.config(), json!({}));
-    node.set_variable(FAULTS_VARIABLE, faults.path());
+    let gate = Gate::of(&mut node);
     node.run().await;
     node.create("v", json!({})).await.unwrap();
     let at = node.mount("v", "c").await.unwrap();
@@ -320,11 +319,9 @@ async fn wherever_a_daemon_is_killed_for_good_all_that_writes_goes_on() {
         for nth in 1.. {
             assert!(nth < 100, "it never ends");
             let name = format!("{fault}-{nth}");
-            fs::remove_file(faults.path().join("log")).ok();
-            fs::write(faults.path().join("plan"), format!("{fault} {nth} {name}")).unwrap();
+            gate.plan(fault, nth);
             let ended = cli(&node, &["snapshot", "v", &name]).await;
-            fs::remove_file(faults.path().join("plan")).unwrap();
-            let met = fs::read_to_string(faults.path().join("log")).unwrap();
+            let met = gate.end();
             let is_last = !met.lines().any(|line| line.starts_with(&format!("{nth} ")));
             let died = ended.is_err_and(|error| error.contains("makes no sense"));
             assert_eq!(until_ended(&mut node, died).await, died, "{name}");
@@ -397,22 +394,19 @@ async fn a_guard_that_is_gone_leaves_no_filesystem_frozen() {
 #[tokio::test]
 async fn a_daemon_that_is_killed_ends_nobody_elses_freeze() {
     let cloud = Cloud::start().await;
-    let faults = tempfile::tempdir().unwrap();
     let mut node = Node::prepare(cloud.sandbox.config(), json!({}));
-    node.set_variable(FAULTS_VARIABLE, faults.path());
+    let gate = Gate::of(&mut node);
     node.run().await;
     node.create("v", json!({})).await.unwrap();
     let at = node.mount("v", "c").await.unwrap();
     let root = at.parent().unwrap().display().to_string();
     for fault in ["kill-before", "kill-after"] {
         // The only effects of their kind until then: the write-out, and the freeze.
-        fs::write(faults.path().join("plan"), format!("{fault} 2 {fault} kernel")).unwrap();
+        gate.plan_for(fault, 2, "kernel");
         sh(&format!("fsfreeze -f {root}"));
         cli(&node, &["snapshot", "v", "s"]).await.unwrap_err();
         assert!(until_ended(&mut node, true).await, "{}", node.log());
-        fs::remove_file(faults.path().join("plan")).unwrap();
-        let log = fs::read_to_string(faults.path().join("log")).unwrap();
-        fs::remove_file(faults.path().join("log")).unwrap();
+        let log = gate.end();
         assert!(log.contains(&format!("kernel freeze {root}")), "{log}");
         until_unguarded(&node).await;
         let writer = Writer::of(at.join(fault));

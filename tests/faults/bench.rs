@@ -6,13 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cinder_docker_driver::effects::FAULTS_VARIABLE;
 use cinder_docker_driver::sandbox::Behaviour;
 use cinder_docker_driver::sandbox::faults::{Action, Rule};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::iscsi::Initiator;
+use crate::support::gate::{self, Gate};
 use crate::support::{Cloud, Node, loops_of, sh};
 
 /// What is written before, and must be there after.
@@ -152,7 +151,7 @@ fn wrap_tools(faults: &Path) {
 pub struct Bench {
     pub cloud: Cloud,
     pub node: Node,
-    pub faults: TempDir,
+    pub gate: Gate,
     foreign: Vec<Value>,
     /// Where volumes come by iSCSI.
     pub initiator: Option<Initiator>,
@@ -189,13 +188,11 @@ impl Bench {
         let attach = json!({ "os-attach": {
             "instance_uuid": "11111111-2222-3333-4444-555555555555", "mountpoint": "/dev/vdb" } });
         cloud.cinder("POST", &path, attach).await;
-        let faults = tempfile::tempdir().unwrap();
-        wrap_tools(faults.path());
         let mut node = Node::prepare(cloud.sandbox.config(), more);
-        node.set_variable(FAULTS_VARIABLE, faults.path());
+        let gate = Gate::of(&mut node);
+        wrap_tools(gate.path());
         node.run().await;
-        let mut bench =
-            Self { cloud, node, faults, foreign: Vec::new(), initiator, met: Vec::new() };
+        let mut bench = Self { cloud, node, gate, foreign: Vec::new(), initiator, met: Vec::new() };
         bench.foreign = bench.theirs().await;
         assert_eq!(bench.foreign.len(), 2);
         bench
@@ -208,12 +205,8 @@ impl Bench {
     }
 
     fn arm(&self, fault: &Fault, nth: u32) {
-        let file = |name: &str| self.faults.path().join(name);
         match fault {
-            Fault::Gate(what) => {
-                let plan = format!("{what} {nth} {}", uuid::Uuid::new_v4());
-                fs::write(file("plan"), plan).unwrap();
-            }
+            Fault::Gate(what) => self.gate.plan(what, usize::try_from(nth).unwrap()),
             Fault::Cloud(_, action) => {
                 self.cloud.forget_calls();
                 self.cloud.fail(Rule::on("*", action.clone()).from_nth(nth));
@@ -228,8 +221,8 @@ impl Bench {
                 self.cloud.fail(Rule::on(call, action.clone()).from_nth(nth));
             }
             Fault::Tool(_, shell) => {
-                fs::write(file("tool-fault"), shell).unwrap();
-                fs::write(file("tool-plan"), nth.to_string()).unwrap();
+                fs::write(self.gate.file("tool-fault"), shell).unwrap();
+                fs::write(self.gate.file("tool-plan"), nth.to_string()).unwrap();
             }
         }
     }
@@ -237,17 +230,12 @@ impl Bench {
     /// What there was since the fault was armed that it could have happened to.
     fn disarm(&self, fault: &Fault) -> Vec<String> {
         let take = |name: &str| {
-            let text = fs::read_to_string(self.faults.path().join(name)).unwrap_or_default();
-            fs::remove_file(self.faults.path().join(name)).ok();
+            let text = fs::read_to_string(self.gate.file(name)).unwrap_or_default();
+            fs::remove_file(self.gate.file(name)).ok();
             text
         };
         match fault {
-            Fault::Gate(_) => {
-                take("plan");
-                let log = take("log");
-                let begun = log.lines().filter_map(|line| line.split_once(' '));
-                begun.filter(|(_, what)| *what != "end").map(|(_, what)| what.to_owned()).collect()
-            }
+            Fault::Gate(_) => gate::begun(&self.gate.end()).map(str::to_owned).collect(),
             Fault::Cloud(..) | Fault::Renewal(..) => {
                 self.cloud.clear_faults();
                 self.cloud.calls()
@@ -638,14 +626,13 @@ impl Bench {
 
     /// Whether the gate has noted an effect that is the daemon's last.
     fn is_doomed(&self, fault: &Fault, nth: u32) -> bool {
-        let log = fs::read_to_string(self.faults.path().join("log")).unwrap_or_default();
         let met = |line: &str| match line.split_once(' ') {
             Some((number, what)) if number == nth.to_string() => {
                 what != "end" && (fault.name() != "kill-midway" || what.starts_with("process"))
             }
             _ => false,
         };
-        fault.kills() && log.lines().any(met)
+        fault.kills() && self.gate.log().lines().any(met)
     }
 
     /// What a reserve left of which nobody knows whose it is, is left alone for 10 minutes: these

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use cinder_docker_driver::effects::FAULTS_VARIABLE;
 use serde_json::json;
 
+use crate::support::gate::Gate;
 use crate::support::{Cloud, Node};
 
 /// System calls that change something outside, and those by which requests are sent and noticed.
@@ -52,8 +52,8 @@ fn change(call: &str, own_log: &str) -> Option<String> {
 }
 
 /// The changes outside of any effect, between the two marks; and how many were inside.
-fn outside_of_the_gate(trace: &str, faults: &Path) -> (Vec<String>, usize) {
-    let own_log = faults.join("log").display().to_string();
+fn outside_of_the_gate(trace: &str, own_log: &Path) -> (Vec<String>, usize) {
+    let own_log = own_log.display().to_string();
     let mut open: BTreeSet<String> = BTreeSet::new();
     let mut children: BTreeSet<&str> = BTreeSet::new();
     let (mut inside, mut outside, mut watching) = (0, Vec::new(), false);
@@ -92,10 +92,9 @@ fn outside_of_the_gate(trace: &str, faults: &Path) -> (Vec<String>, usize) {
 #[tokio::test]
 async fn no_effect_gets_by_the_gate() {
     let cloud = Cloud::start().await;
-    let faults = tempfile::tempdir().unwrap();
     let mut node = Node::prepare(cloud.sandbox.config(), json!({}));
-    node.set_variable(FAULTS_VARIABLE, faults.path());
-    let trace = faults.path().join("trace");
+    let gate = Gate::of(&mut node);
+    let trace = gate.file("trace");
     // -D: the daemon is our child, and strace its.
     let program =
         ["/usr/bin/strace", "-D", "-f", "-yy", "-s", "300", "-e", &format!("trace={TRACED}"), "-o"];
@@ -103,7 +102,7 @@ async fn no_effect_gets_by_the_gate() {
         program.iter().map(Into::into).chain([trace.clone().into_os_string()]).collect(),
     );
     node.run().await;
-    fs::write(faults.path().join("plan"), "none 0").unwrap();
+    gate.watch();
 
     node.call("Path", json!({ "Name": "mark-begin" })).await.ok();
     for options in [json!({}), json!({ "fs": "xfs" })] {
@@ -133,7 +132,7 @@ async fn no_effect_gets_by_the_gate() {
     assert!(node.stop(), "{}", node.log());
 
     let trace = fs::read_to_string(trace).unwrap();
-    let (outside, inside) = outside_of_the_gate(&trace, faults.path());
+    let (outside, inside) = outside_of_the_gate(&trace, &gate.file("log"));
     println!("{inside} changes through the gate, {} outside of it", outside.len());
     assert!(inside > 100, "the trace shows only {inside} changes");
     assert!(outside.is_empty(), "outside of the gate:\n{}", outside.join("\n"));

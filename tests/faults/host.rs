@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cinder_docker_driver::effects::FAULTS_VARIABLE;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::gate::{self, Gate};
 use crate::support::{Cloud, Node, sh};
 
 /// What is written before, and must be there after.
@@ -22,7 +22,7 @@ const TOOLS: [&str; 8] =
 pub struct Host {
     pub cloud: Cloud,
     pub node: Node,
-    faults: TempDir,
+    gate: Gate,
 }
 
 impl Host {
@@ -36,10 +36,9 @@ impl Host {
     pub async fn prepare(more: Value) -> Self {
         let cloud = Cloud::start_with(|options| options.behaviour.creating_ms = 0).await;
         let mut node = Node::prepare(cloud.sandbox.config(), more);
-        let faults = tempfile::tempdir().unwrap();
-        node.set_variable(FAULTS_VARIABLE, faults.path());
-        fs::create_dir(faults.path().join("tools")).unwrap();
-        let host = Self { cloud, node, faults };
+        let gate = Gate::of(&mut node);
+        fs::create_dir(gate.file("tools")).unwrap();
+        let host = Self { cloud, node, gate };
         for tool in TOOLS {
             host.mend(tool);
         }
@@ -48,11 +47,11 @@ impl Host {
 
     /// A file of the test's own, outside of all that is looked at.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.faults.path().join(name)
+        self.gate.file(name)
     }
 
     fn tool(&self, tool: &str) -> PathBuf {
-        self.faults.path().join("tools").join(tool)
+        self.gate.file("tools").join(tool)
     }
 
     /// Has a shell run this in place of a tool, which is `$real`.
@@ -90,8 +89,8 @@ impl Host {
         call: impl Future<Output = T>,
         mischief: impl FnOnce(&str),
     ) -> (T, Option<String>) {
-        let (plan, log, paused) = (self.file("plan"), self.file("log"), self.file("paused"));
-        fs::write(&plan, format!("pause {nth} {} {kind}", uuid::Uuid::new_v4())).unwrap();
+        let paused = self.file("paused");
+        self.gate.plan_for("pause", nth, kind);
         let (mut mischief, mut met, mut answer) = (Some(mischief), None, None);
         let mut call = std::pin::pin!(call);
         // The last effects come after the answer.
@@ -100,15 +99,11 @@ impl Host {
             if paused.exists()
                 && let Some(mischief) = mischief.take()
             {
-                let lines = fs::read_to_string(&log).unwrap();
-                let begun = |line: &&str| !line.ends_with(" end");
-                let of_kind = |line: &str| {
-                    let (_, what) = line.split_once(' ')?;
-                    what.starts_with(kind).then(|| what.to_owned())
-                };
-                let what = lines.lines().filter(begun).filter_map(of_kind).nth(nth - 1).unwrap();
-                mischief(&what);
-                met = Some(what);
+                let log = self.gate.log();
+                let mut of_kind = gate::begun(&log).filter(|what| what.starts_with(kind));
+                let what = of_kind.nth(nth - 1).unwrap();
+                mischief(what);
+                met = Some(what.to_owned());
                 fs::remove_file(&paused).unwrap();
             }
             let pause = tokio::time::sleep(Duration::from_millis(2));
@@ -121,21 +116,16 @@ impl Host {
                 }
             }
         }
-        fs::remove_file(&plan).unwrap();
-        fs::remove_file(&log).ok();
+        self.gate.end();
         (answer.unwrap(), met)
     }
 
     /// The effects of a call.
     pub async fn effects_of(&self, call: impl Future<Output = Result<(), String>>) -> Vec<String> {
-        fs::write(self.file("plan"), format!("none 0 {}", uuid::Uuid::new_v4())).unwrap();
+        self.gate.watch();
         call.await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
-        fs::remove_file(self.file("plan")).unwrap();
-        let log = fs::read_to_string(self.file("log")).unwrap();
-        fs::remove_file(self.file("log")).unwrap();
-        let begun = log.lines().filter_map(|line| line.split_once(' '));
-        begun.filter(|(_, what)| *what != "end").map(|(_, what)| what.to_owned()).collect()
+        gate::begun(&self.gate.end()).map(str::to_owned).collect()
     }
 
     /// A volume with a filesystem and [`BYTES`], mounted nowhere; its id.

@@ -94,9 +94,9 @@ struct Lab {
 impl Lab {
     async fn new() -> Self {
         let mut bench = Bench::on(Storage::Iscsi, flow(false)).await;
-        let plans = bench.faults.path().join("iscsiadm");
+        let plans = bench.gate.file("iscsiadm");
         fs::create_dir(&plans).unwrap();
-        let tool = bench.faults.path().join("tools/iscsiadm");
+        let tool = bench.gate.file("tools/iscsiadm");
         let script = format!(
             "#!/bin/sh\n\
              PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\

@@ -12,9 +12,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cinder_docker_driver::driver::journal::{Creation, Entry, Journal};
-use cinder_docker_driver::effects::FAULTS_VARIABLE;
 use serde_json::json;
 
+use crate::support::gate::Gate;
 use crate::support::{Cloud, Node};
 
 const TRACED: &str = "openat,write,ftruncate,fsync,rename,unlink";
@@ -425,10 +425,9 @@ fn cut_everywhere(calls: &[Call], state: &Path) -> Result<(usize, usize), String
 #[tokio::test]
 async fn the_journal_survives_a_power_cut_between_any_two_system_calls() {
     let cloud = Cloud::start().await;
-    let faults = tempfile::tempdir().unwrap();
     let mut node = Node::prepare(cloud.sandbox.config(), json!({}));
-    node.set_variable(FAULTS_VARIABLE, faults.path());
-    let trace = faults.path().join("trace");
+    let gate = Gate::of(&mut node);
+    let trace = gate.file("trace");
     let words = [
         "/usr/bin/strace",
         "-D",
@@ -443,7 +442,7 @@ async fn the_journal_survives_a_power_cut_between_any_two_system_calls() {
     node.run_below(
         words.iter().map(OsString::from).chain([trace.clone().into_os_string()]).collect(),
     );
-    fs::write(faults.path().join("plan"), "none 0").unwrap();
+    gate.watch();
     node.run().await;
     for name in ["v", "w"] {
         node.create(name, json!({})).await.unwrap();
@@ -460,8 +459,7 @@ async fn the_journal_survives_a_power_cut_between_any_two_system_calls() {
     assert!(node.stop(), "{}", node.log());
 
     let state = node.state_dir();
-    let log = faults.path().join("log");
-    let calls = parsed(&fs::read_to_string(trace).unwrap(), &state, &log);
+    let calls = parsed(&fs::read_to_string(trace).unwrap(), &state, &gate.file("log"));
     let (disks, acknowledged) = cut_everywhere(&calls, &state).unwrap();
     println!(
         "{} system calls, {acknowledged} changes acknowledged, {disks} disks after a power cut, lost 0",

@@ -26,6 +26,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+pub mod gate;
+
 /// The daemon under test.
 pub fn binary() -> PathBuf {
     std::env::var_os("CINDER_DRIVER_BINARY")
