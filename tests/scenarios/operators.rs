@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::outside::as_an_instance;
-use crate::rig::{DEBIAN_12, DEBIAN_13, Node, Project, is_asked_for, until};
+use crate::rig::{DEBIAN_12, DEBIAN_13, Node, Project, is_asked_for};
 
 /// Numbered lines, each of which is on the disk before the next is written.
 const WRITER: &str = "docker run -d --network none --name writer -v ledger:/data busybox sh -c \
@@ -202,28 +202,13 @@ async fn leftovers(image: &str) {
     let project = Project::create().await;
     let node = Node::with_driver("left", image, &project, json!({})).await;
     // A stranger's session, and a stranger's record.
-    let stranger = project.make("stranger", json!({})).await;
-    let initiator = node.sh("sed -n 's/^InitiatorName=//p' /etc/iscsi/initiatorname.iscsi").await;
-    let connector = json!({ "initiator": initiator, "host": "a-stranger", "ip": "10.0.2.15" });
-    let connect = json!({ "os-initialize_connection": { "connector": connector } });
-    let path = format!("/volumes/{stranger}/action");
-    let answer = project.cinder("POST", &path, connect).await;
-    let text = |key: &str| answer["connection_info"]["data"][key].as_str().unwrap().to_owned();
-    let record = format!("iscsiadm -m node -T {} -p {}", text("target_iqn"), text("target_portal"));
-    node.sh(&format!(
-        "set -e
-         {record} --op new >/dev/null
-         {record} --op update -n node.session.auth.authmethod -v CHAP \
-            -n node.session.auth.username -v {} -n node.session.auth.password -v {}
-         {record} --login >/dev/null
-         iscsiadm -m node -T iqn.x:volume-{nil} -p 10.0.2.2:9 --op new >/dev/null",
-        text("auth_username"),
-        text("auth_password"),
-        nil = uuid::Uuid::nil(),
-    ))
-    .await;
-    let stranger = format!("volume-{stranger}");
-    let strangers_records = format!("volume-{}\n{stranger}", uuid::Uuid::nil());
+    let id = project.make("stranger", json!({})).await;
+    let (record, connector) = node.log_in_by_hand(&project, &id, "a-stranger").await;
+    let nil = uuid::Uuid::nil();
+    node.sh(&format!("iscsiadm -m node -T iqn.x:volume-{nil} -p 10.0.2.2:9 --op new >/dev/null"))
+        .await;
+    let stranger = format!("volume-{id}");
+    let strangers_records = format!("volume-{nil}\n{stranger}");
 
     project.make("lost", json!({})).await;
     ask(&node, "Mount", "lost").await;
@@ -291,12 +276,8 @@ async fn leftovers(image: &str) {
     ))
     .await;
     let disconnect = json!({ "os-terminate_connection": { "connector": connector } });
-    project.cinder("POST", &path, disconnect).await;
-    until(60, "no session is left", || async {
-        let left = node.leftovers().await;
-        if left.is_empty() { Ok(()) } else { Err(left) }
-    })
-    .await;
+    project.act(&id, disconnect).await;
+    node.assert_clean().await;
 }
 
 #[tokio::test]

@@ -8,27 +8,14 @@ use crate::rig::{DEBIAN_12, DEBIAN_13, Node, Project, is_asked_for};
 /// detaches it: what is on it then, the driver did not put there.
 pub async fn as_an_instance(project: &Project, node: &Node, name: &str, line: &str) {
     let id = project.id(name).await;
-    let initiator = node.sh("sed -n 's/^InitiatorName=//p' /etc/iscsi/initiatorname.iscsi").await;
-    let connector = json!({ "initiator": initiator, "host": "an-instance", "ip": "10.0.2.15" });
     project.act(&id, json!({ "os-reserve": {} })).await;
-    let connect = json!({ "os-initialize_connection": { "connector": connector } });
-    let path = format!("/volumes/{id}/action");
-    let answer = project.cinder("POST", &path, connect).await;
-    let data = &answer["connection_info"]["data"];
-    let text = |key: &str| data[key].as_str().unwrap().to_owned();
-    let record = format!("iscsiadm -m node -T {} -p {}", text("target_iqn"), text("target_portal"));
+    let (record, connector) = node.log_in_by_hand(project, &id, "an-instance").await;
     node.sh(&format!(
         "set -e
-         {record} --op new >/dev/null
-         {record} --op update -n node.session.auth.authmethod -v CHAP \
-            -n node.session.auth.username -v {} -n node.session.auth.password -v {}
-         {record} --login >/dev/null
-         for try in $(seq 100); do disk=$(ls -d /sys/block/sd* 2>/dev/null) && break; sleep 0.1; done
+         for try in $(seq 600); do disk=$(ls -d /sys/block/sd* 2>/dev/null) && break; sleep 0.1; done
          disk=/dev/$(basename $disk); udevadm settle
          {line}
-         sync; {record} --logout >/dev/null; {record} --op delete",
-        text("auth_username"),
-        text("auth_password"),
+         sync; {record} --logout >/dev/null; {record} --op delete"
     ))
     .await;
     let attach = json!({ "os-attach": { "host_name": "an-instance", "mountpoint": "/dev/vdb" } });

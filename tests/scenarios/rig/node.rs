@@ -180,6 +180,30 @@ impl Node {
         self.rig(&["link", &self.name, network, if plugged { "on" } else { "off" }]).await;
     }
 
+    /// Logs in to a volume without the driver, as an operator or another service does. Returns the
+    /// beginning of a line for `iscsiadm` about its record, and the connector that Cinder was given.
+    pub async fn log_in_by_hand(&self, project: &Project, id: &str, host: &str) -> (String, Value) {
+        let name = "sed -n 's/^InitiatorName=//p' /etc/iscsi/initiatorname.iscsi";
+        let initiator = self.sh(name).await;
+        let connector = json!({ "initiator": initiator, "host": host, "ip": "10.0.2.15" });
+        let connect = json!({ "os-initialize_connection": { "connector": connector } });
+        let answer = project.cinder("POST", &format!("/volumes/{id}/action"), connect).await;
+        let text = |key: &str| answer["connection_info"]["data"][key].as_str().unwrap().to_owned();
+        let record =
+            format!("iscsiadm -m node -T {} -p {}", text("target_iqn"), text("target_portal"));
+        self.sh(&format!(
+            "set -e
+             {record} --op new >/dev/null
+             {record} --op update -n node.session.auth.authmethod -v CHAP \
+                -n node.session.auth.username -v {} -n node.session.auth.password -v {}
+             {record} --login >/dev/null",
+            text("auth_username"),
+            text("auth_password"),
+        ))
+        .await;
+        (record, connector)
+    }
+
     /// What the driver logged. (`--merge`: a journal may go on under the snapshot's machine id.)
     pub async fn log(&self) -> String {
         self.sh("journalctl --merge --quiet --no-pager --output cat --unit cinder-docker-driver")
