@@ -10,10 +10,9 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -21,84 +20,29 @@ use cinder_docker_driver::host::filesystem::mountinfo::DeviceNumber;
 use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
 use cinder_docker_driver::sandbox::{Behaviour, Quotas};
 use serde_json::{Value, json};
+use support::container::{self, Container};
 use support::{Cloud, Node, ask, loops_of, sh};
 
 // ---- Engines, containers and what else lives on a host.
 
-/// Other mount namespaces of this machine. They are made before any test of this file has a mount:
-/// a new namespace is a copy of the old one, and would hold what other tests have mounted.
-struct Namespaces {
-    /// For containers: what they mount here is seen nowhere else.
-    containers: i32,
-    /// A directory whose mounts a service (as with PrivateTmp) sees too, as slaves of ours.
-    shared: PathBuf,
-    /// They end with these pipes, and so with the tests.
-    _pipes: Vec<ChildStdin>,
-}
-
-fn namespaces() -> &'static Namespaces {
-    static NAMESPACES: OnceLock<Namespaces> = OnceLock::new();
-    NAMESPACES.get_or_init(|| {
+/// A directory whose mounts a service of this machine (as with PrivateTmp) sees too, as slaves of ours.
+fn shared_with_a_service() -> &'static Path {
+    // They end with these pipes, and so with the tests.
+    static SHARED: OnceLock<(PathBuf, [ChildStdin; 2])> = OnceLock::new();
+    let (shared, _) = SHARED.get_or_init(|| {
         let shared = tempfile::tempdir().unwrap().keep().canonicalize().unwrap();
         let at = shared.display();
         sh(&format!(
             "mount --bind {at} {at} && mount --make-private {at} && mount --make-shared {at}"
         ));
-        // What other programs have mounted for a test is not for these namespaces to hold.
-        let rest = format!(
-            "grep -o ' {}/[^ ]*' /proc/self/mounts | grep -v {at} | tac | \
-             while read m; do umount -l $m; done; echo ready; exec cat",
-            std::env::temp_dir().display()
-        );
-        let (containers, first) = resident("unshare", &["-m", "sh", "-c", &rest]);
-        let (_, second) = resident("unshare", &["-m", "--propagation", "slave", "sh", "-c", &rest]);
+        let service = container::without_mounts(&at.to_string());
+        let (_, first) =
+            container::resident("unshare", &["-m", "--propagation", "slave", "sh", "-c", &service]);
         let clean_up = format!("echo ready; cat; umount -l {at}; rm -rf {at}");
-        let (_, third) = resident("sh", &["-c", &clean_up]);
-        Namespaces {
-            containers: i32::try_from(containers.id()).unwrap(),
-            shared,
-            _pipes: vec![first, second, third],
-        }
-    })
-}
-
-/// A process that stays until its input ends.
-fn resident(program: &str, args: &[&str]) -> (Child, ChildStdin) {
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    let input = child.stdin.take().unwrap();
-    (child, input)
-}
-
-/// A container's mount of a volume: the same filesystem, in another namespace.
-struct Container {
-    at: tempfile::TempDir,
-}
-
-impl Container {
-    fn with(volume: &Path) -> Self {
-        let at = tempfile::tempdir().unwrap();
-        let device = sh(&format!("findmnt -no SOURCE -T {}", volume.display()));
-        inside(&format!("mount {} {}", device.trim(), at.path().display()));
-        Self { at }
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        inside(&format!("umount {}", self.at.path().display()));
-    }
-}
-
-fn inside(line: &str) {
-    sh(&format!("nsenter --mount=/proc/{}/ns/mnt {line}", namespaces().containers));
+        let (_, second) = container::resident("sh", &["-c", &clean_up]);
+        (shared, [first, second])
+    });
+    shared
 }
 
 async fn host(cloud: &Cloud) -> Node {
@@ -106,7 +50,7 @@ async fn host(cloud: &Cloud) -> Node {
 }
 
 async fn host_with(cloud: &Cloud, more: Value) -> Node {
-    namespaces();
+    container::prepare();
     Node::start_with(cloud, more).await
 }
 
@@ -657,7 +601,7 @@ async fn a_container_of_the_engine_before_is_unmounted_by_the_next_one() {
 #[tokio::test]
 async fn a_slave_copy_of_our_mount_is_no_holder() {
     let cloud = Cloud::start().await;
-    let place = namespaces().shared.join("slave");
+    let place = shared_with_a_service().join("slave");
     let node = host_with(&cloud, json!({ "MountPoint": place })).await;
     node.create("v", json!({})).await.unwrap();
     mount_by_an_engine_that_dies(&node, "v", "c").await;
@@ -682,7 +626,7 @@ async fn what_a_container_still_holds_stays_attached_and_is_released_after_it() 
     assert_eq!(loops_of(cloud.dir()).len(), 1, "its device must not go below it");
     let error = node.remove("v").await.unwrap_err();
     assert!(error.contains("still has it mounted"), "{error}");
-    fs::write(container.at.path().join("x"), "").ok();
+    fs::write(container.volume().join("x"), "").unwrap();
     drop(container);
     // In the background, without another word from the engine.
     until_released(&node, &cloud, "v").await;

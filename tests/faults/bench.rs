@@ -280,7 +280,7 @@ impl Bench {
 
     /// What a call answers that meets a fault, whether the daemon died of it (it runs again then),
     /// and what the fault happened to.
-    async fn meet(
+    pub async fn meet(
         &mut self,
         call: &str,
         body: &Value,

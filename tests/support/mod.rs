@@ -26,6 +26,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+pub mod container;
 pub mod gate;
 
 /// The daemon under test.
