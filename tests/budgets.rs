@@ -6,8 +6,6 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::fs;
-
 use cinder_docker_driver::sandbox::faults::{Action, Rule};
 use serde_json::{Value, json};
 use support::gate::{self, Gate};
@@ -52,7 +50,7 @@ impl Counted {
         let connections = self.cloud.sandbox.faults().connections();
         self.gate.watch();
         self.node.call(call, body).await.unwrap();
-        self.until_told().await;
+        self.node.until_told().await;
         let log = self.gate.end();
         let begun: Vec<_> = gate::begun(&log).filter_map(|what| what.split_once(' ')).collect();
         let of = |kind: &str| {
@@ -69,21 +67,6 @@ impl Counted {
             connections: self.cloud.sandbox.faults().connections() - connections,
             tools: tools.iter().filter_map(|line| line.split(' ').next()).map(Into::into).collect(),
             journal: journal.iter().filter(done).count(),
-        }
-    }
-
-    /// The engine's answer is noted after it was given.
-    async fn until_told(&self) {
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        let untold = || {
-            let entries = fs::read_dir(self.node.state_dir().join("volumes")).unwrap().flatten();
-            entries.into_iter().any(|entry| {
-                fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("\"untold\""))
-            })
-        };
-        while untold() {
-            assert!(std::time::Instant::now() < end, "{}", self.node.log());
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }
 }

@@ -20,7 +20,8 @@ mod transcript;
 use cinder_docker_driver::sandbox::faults::{Action, Canned, Rule};
 use engine::{Machine, OTHER_ENGINE};
 use serde_json::json;
-use support::Cloud;
+use support::gate::{self, Gate};
+use support::{Cloud, has_untold};
 
 #[tokio::test]
 async fn the_commands_of_the_docker_post_print_what_it_says() {
@@ -556,6 +557,55 @@ async fn a_restart_of_the_plugin_in_the_middle_of_a_docker_cp_takes_nothing_away
     }
     machine.sh("docker rm -f web").await;
     cloud.until("web", "available").await;
+    machine.clear().await;
+}
+
+/// Between its answer to a Mount and its note that the answer arrived, a plugin can be killed. It does
+/// not know then whether the engine will start the container or ask once more.
+#[tokio::test]
+async fn a_container_that_starts_while_the_plugin_dies_keeps_its_volume() {
+    let cloud = Cloud::start().await;
+    let Some(machine) = Machine::boot("box-1", &cloud, json!({})).await else { return };
+    let gate = Gate::new();
+    machine.stop("plugin").await;
+    machine.start_plugin_with(&gate.variable()).await;
+    machine
+        .sh("docker volume create -d cinder web && docker run --rm -v web:/data ubuntu true")
+        .await;
+    machine.sh("docker create --name web -v web:/data ubuntu sh -c 'while echo line >>/data/log; do sleep 0.05; done'").await;
+
+    // The effects of a start, of which the note is the last one.
+    gate.watch();
+    machine.sh("docker start web").await;
+    while has_untold(&machine.state_dir()) {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let effects = gate.end();
+    let effects: Vec<_> =
+        gate::begun(&effects).filter(|what| what.starts_with("journal")).collect();
+    assert!(effects[effects.len() - 2].starts_with("journal write"), "{effects:?}");
+    machine.sh("docker stop --time 0 web").await;
+    cloud.until("web", "available").await;
+
+    for _ in 0..3 {
+        gate.plan_for("kill-before", effects.len() - 1, "journal");
+        machine.sh("docker start web").await;
+        machine.until("! kill -0 $(cat $DIR/plugin.pid)").await;
+        assert!(has_untold(&machine.state_dir()), "it noted it: {:?}", gate.log());
+        gate.end();
+        machine.start_plugin_with(&gate.variable()).await;
+
+        // Others come and go, and the volume stays for the one that has it.
+        for _ in 0..2 {
+            machine.sh("docker run --rm -v web:/data ubuntu test -s /data/log").await;
+        }
+        let error = machine.run("docker volume rm --force web").await;
+        assert!(!error.status.success(), "it is still used");
+        until_written(&machine).await;
+        assert_eq!(cloud.status("web").await, "in-use");
+        machine.sh("docker stop --time 0 web").await;
+        cloud.until("web", "available").await;
+    }
     machine.clear().await;
 }
 

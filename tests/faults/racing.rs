@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::support::{Cloud, Node, call_at};
+use crate::support::{Cloud, Node, call_at, has_untold};
 
 /// Names at a time. Others follow, for one that is in doubt stays so for 10 minutes.
 const NAMES: u64 = 3;
@@ -159,13 +159,9 @@ impl World {
     /// Waits until the daemon has noted which of its answers arrived; whether it lives on since.
     async fn is_noted(&self, host: usize, life: u32) -> bool {
         let host = &self.hosts[host];
-        let is_untold = |entry: fs::DirEntry| {
-            fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("\"untold\""))
-        };
         let end = Instant::now() + Duration::from_secs(3);
         while Instant::now() < end && host.life.get() == life {
-            let mut entries = fs::read_dir(host.state.join("volumes")).unwrap().flatten();
-            if !entries.any(is_untold) {
+            if !has_untold(&host.state) {
                 return host.life.get() == life;
             }
             sleep(Duration::from_millis(5)).await;

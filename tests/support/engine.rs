@@ -132,10 +132,14 @@ impl Machine {
         self.dir().join("mount")
     }
 
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir().join("state")
+    }
+
     fn write_config(&self, mut config: Map<String, Value>, more: Value) {
         let own = json!({
             "MountPoint": self.mount_point(),
-            "StateDir": self.dir().join("state"),
+            "StateDir": self.state_dir(),
             "ConnectorHost": self.name,
         });
         for keys in [own, more] {
@@ -212,7 +216,14 @@ impl Machine {
     }
 
     pub async fn start_plugin(&self) {
-        let line = format!("'{}' --config $DIR/config.json --debug", binary().display());
+        self.start_plugin_with("").await;
+    }
+
+    /// As [`Self::start_plugin`], with `NAME=VALUE` in its environment.
+    pub async fn start_plugin_with(&self, variable: &str) {
+        let binary = binary();
+        let line =
+            format!("env {variable} '{}' --config $DIR/config.json --debug", binary.display());
         self.start(false, "plugin", &line).await;
         self.until(
             "curl -sf --unix-socket /run/docker/plugins/cinder.sock -d '' http://x/Plugin.Activate",

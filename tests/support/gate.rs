@@ -14,11 +14,20 @@ pub struct Gate {
 }
 
 impl Gate {
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
     /// That of a daemon which does not run yet.
     pub fn of(node: &mut Node) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        node.set_variable(FAULTS_VARIABLE, dir.path());
-        Self { dir }
+        let gate = Self::new();
+        node.set_variable(FAULTS_VARIABLE, gate.path());
+        gate
+    }
+
+    /// What a daemon with this gate has in its environment: `NAME=VALUE`.
+    pub fn variable(&self) -> String {
+        format!("{FAULTS_VARIABLE}={}", self.path().display())
     }
 
     /// Its directory, in which a test may keep files of its own.

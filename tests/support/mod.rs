@@ -383,13 +383,9 @@ impl Node {
         self.config["StateDir"].as_str().unwrap().into()
     }
 
-    /// Whether it has yet to note that an engine got its answer.
+    /// As [`has_untold`].
     pub fn has_untold(&self) -> bool {
-        let untold = |file: fs::DirEntry| {
-            fs::read_to_string(file.path()).is_ok_and(|entry| entry.contains("\"untold\""))
-        };
-        let entries = fs::read_dir(self.state_dir().join("volumes"));
-        entries.is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(untold)))
+        has_untold(&self.state_dir())
     }
 
     /// Waits until it has noted which of its answers arrived.
@@ -559,6 +555,15 @@ pub fn mounts_below(dir: &Path) -> Vec<String> {
         .filter(|at| at.starts_with(&dir))
         .map(str::to_owned)
         .collect()
+}
+
+/// Whether the daemon with this state has yet to note that an engine got its answer.
+pub fn has_untold(state_dir: &Path) -> bool {
+    let untold = |file: fs::DirEntry| {
+        fs::read_to_string(file.path()).is_ok_and(|entry| entry.contains("\"untold\""))
+    };
+    let entries = fs::read_dir(state_dir.join("volumes"));
+    entries.is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(untold)))
 }
 
 /// A shell command that must succeed; its output.
