@@ -12,7 +12,8 @@ fn main() {
     // A linker that knows no INSERT (mold, gold) links with CINDER_LAYOUT=no; lld and ld know it.
     if is("PROFILE", "release") && is("CARGO_CFG_TARGET_OS", "linux") && !is("CINDER_LAYOUT", "no")
     {
-        let directory = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
-        println!("cargo::rustc-link-arg-bins=-Wl,-T,{directory}/src/main.ld");
+        // Relative to the package, where cargo has it linked: cargo keeps this line, and a checkout
+        // can be moved or copied together with what was built in it.
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,src/main.ld");
     }
 }
