@@ -19,10 +19,10 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::container::{self, Container};
 use support::{Cloud, Node, sh};
 
 const HOST_UUID: &str = "219b0670-a214-4281-8424-5bb3beaaa107";
@@ -41,34 +41,6 @@ fn sessions(id: &str) -> usize {
 async fn blocking(line: String) -> String {
     // The target that it talks to is served by this very thread's cloud.
     tokio::task::spawn_blocking(move || sh(&line)).await.unwrap()
-}
-
-/// A container, as far as mounts go: another mount namespace that holds `directory` privately.
-struct Container(Child);
-
-impl Container {
-    fn holding(directory: &Path) -> Self {
-        let line = format!(
-            "mount --bind {0} {0} && mount --make-rprivate {0} && touch {0}/started && exec sleep 600",
-            directory.display()
-        );
-        let child = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &line])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        while !directory.join("started").exists() {
-            std::thread::yield_now();
-        }
-        Self(child)
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
 }
 
 /// What the Go driver did for a Mount, call by call: reserve, initialize, iscsiadm, mkfs, mount,
@@ -123,11 +95,12 @@ async fn promise_9_what_the_go_driver_left_mounted_is_adopted_and_let_go() {
     if !initiator::is_here("promise_9_what_the_go_driver_left_mounted_is_adopted_and_let_go") {
         return;
     }
+    container::prepare();
     let cloud = Cloud::start_with(|options| options.iscsi = true).await;
     let config = json!({ "HostUUID": HOST_UUID });
     let mut node = Node::prepare(cloud.sandbox.config(), config);
     let (id, content) = mount_as_the_go_driver(&cloud, &node, "web").await;
-    let old_container = Container::holding(&content);
+    let old_container = Container::with(&content);
 
     node.run().await;
     // Adopted in the background: the socket answers first.

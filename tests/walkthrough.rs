@@ -569,10 +569,10 @@ async fn a_container_that_starts_while_the_plugin_dies_keeps_its_volume() {
     let gate = Gate::new();
     machine.stop("plugin").await;
     machine.start_plugin_with(&gate.variable()).await;
-    machine
-        .sh("docker volume create -d cinder web && docker run --rm -v web:/data ubuntu true")
-        .await;
-    machine.sh("docker create --name web -v web:/data ubuntu sh -c 'while echo line >>/data/log; do sleep 0.05; done'").await;
+    machine.sh(WRITER).await;
+    until_written(&machine).await;
+    machine.sh("docker stop --time 0 web").await;
+    cloud.until("web", "available").await;
 
     // The effects of a start, of which the note is the last one.
     gate.watch();
@@ -583,12 +583,14 @@ async fn a_container_that_starts_while_the_plugin_dies_keeps_its_volume() {
     let effects = gate.end();
     let effects: Vec<_> =
         gate::begun(&effects).filter(|what| what.starts_with("journal")).collect();
-    assert!(effects[effects.len() - 2].starts_with("journal write"), "{effects:?}");
+    // It is written, then renamed: counted from 1, the last but one.
+    let note = effects.len() - 1;
+    assert!(effects[note - 1].starts_with("journal write"), "{effects:?}");
     machine.sh("docker stop --time 0 web").await;
     cloud.until("web", "available").await;
 
     for _ in 0..3 {
-        gate.plan_for("kill-before", effects.len() - 1, "journal");
+        gate.plan_for("kill-before", note, "journal");
         machine.sh("docker start web").await;
         machine.until("! kill -0 $(cat $DIR/plugin.pid)").await;
         assert!(has_untold(&machine.state_dir()), "it noted it: {:?}", gate.log());
